@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +27,11 @@ from flows.terminal import TEXT_ONLY, print_plain
 from flows.views import show_run, show_verdict
 from flows.workspace import exclusive
 from stages.core.errors import Exit, FadedError, InfrastructureError
+from stages.core.files import stage_dir
 from stages.params import Params
 from stages.params.network import ASK_NO_MODEL
+
+_PrefectApi = Callable[[], AbstractContextManager[Any]]
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 
@@ -80,6 +83,8 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     where = chosen_runner(params, runner)  # refuse a wrong one at once, not only when something is stale
     with exclusive():
         print_plain(console, *(f"healed: {line}" for line in [*heal(), *mend(stages_of(audits))]))
+        # A first run certainly needs the API, and a server takes as long to start as the graph takes to read.
+        started = None if all(stage_dir(audit, "prepare").exists() for audit in audits) else _start_api()
         for audit in audits:
             print_plain(console, *settle(params, audit))
         graph = read_graph()
@@ -97,19 +102,24 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
             for audit in active:
                 if (few := few_items(params.audits[audit].prepare.get("items"))) is not None:
                     print_plain(console, f"{audit}: {few}", style="yellow")
-            return _run_flow(params, graph, audits, runner, console)
+            return _run_flow(params, graph, audits, runner, console, started or _start_api())
         for audit in undecided:
             open_request(params, audit)
         return _conclude(params, active, EndedRun(waiting=list(map(how_to_decide, undecided))))
 
 
-def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console) -> EndedRun:
-    import httpx
-
+def _start_api() -> _PrefectApi:
     from flows.server import start_prefect_api
 
+    return start_prefect_api()
+
+
+def _run_flow(
+    params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console, prefect_api: _PrefectApi
+) -> EndedRun:
+    import httpx
+
     started = time.monotonic()
-    prefect_api = start_prefect_api()
     # While the server starts:
     from prefect import tags
 

@@ -50,6 +50,7 @@ DEFAULTS = {
     "POT_BACKEND_DISABLE_PYTORCH": "1",  # otherwise every import of POT loads torch for nothing
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "NUMPY_MADVISE_HUGEPAGE": "0",  # clearing huge pages took a fifth of compare: most large arrays are short-lived
     **ALIKE,
 }
 
