@@ -13,7 +13,7 @@ from stages.landscape.before_after import by_purpose
 from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
-from stages.pages.first_page import about
+from stages.pages.first_page import model_and_data
 from stages.pages.page import model_card, not_computed
 from stages.params import load_params
 from stages.provenance import provenance
@@ -59,7 +59,7 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
         plan=here.collect_feedback.plan,
         galleries=here.re_evaluate.examples,
         attributes=here.re_evaluate.embedded.told_apart,
-        about=about(here),
+        about=model_and_data(here),
         sheets=here.re_evaluate.sheets,
         provenance=record,
         skipped=skipped_items(here.prepare.path),

@@ -20,7 +20,7 @@ from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.gates import all_passed, landscape_concerns, landscape_gates, light_of
 from stages.landscape.rates import correct, read_spot_check
 from stages.landscape.unshown import ShownMode, bound_unshown
-from stages.pages.first_page import About, about, known_of
+from stages.pages.first_page import About, known_of, model_and_data
 from stages.pages.gallery import PicturedCell
 from stages.pages.landscape_report import write_landscape_report
 from stages.pages.maps import marginal, shown_concepts
@@ -156,7 +156,9 @@ def _corrected(here: AuditFolder, audit: AuditConfig, probes: pd.DataFrame) -> C
 
 def _about(here: AuditFolder) -> About:
     right = known_of(here).clean_accuracy.get("discover")
-    return about(here)._replace(clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None)
+    return model_and_data(here)._replace(
+        clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None
+    )
 
 
 def _clean(items: Path, right: float) -> RateRecord:

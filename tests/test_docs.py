@@ -25,6 +25,9 @@ WITH_README = [*PAGES, ROOT / "README.md"]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
+NUMBER = re.compile(r"\d[\d.]*\d%?|\d%?")
+
+
 def names(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
 
@@ -147,6 +150,14 @@ def test_relative_links_point_to_files(page):
         assert file.exists(), target
         # Files outside docs/ are not part of the site; a page names them in code instead.
         assert page.parent == ROOT or file.is_relative_to(ROOT / "docs"), f"{target} leaves docs/"
+
+
+def test_the_readme_has_no_result_that_docs_results_has_not():
+    told = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = told[told.index("| all inputs in use fail") : told.index("[Other audits")]
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    of_mnist = results[results.index("## mnist") : results.index("## fashion")]
+    assert set(NUMBER.findall(table)) - set(NUMBER.findall(of_mnist)) == set()
 
 
 def test_every_page_is_in_the_navigation():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 from stages.landscape.bias import at_highest_guidance, newly_skewed
-from stages.pages.figures import BEFORE, GREY, WIDE, legend, room, shares_axis, short, svg, value_colours, write
+from stages.pages.figures import BEFORE, GREY, WIDE, legend, room, shares_axis, short, svg, svg_text, value_colours
 from stages.pages.page import Picture
 from stages.pages.words import interval, number, percent, points, points_interval, with_interval
 from stages.records import Bias, BiasComparison, BiasSubject
@@ -179,7 +179,7 @@ def bias_bars(groups: Sequence[Sequence[Bar]]) -> Markup:
     firsts = {id(group[0][1]) for group in groups}
     for entry, name in bars:
         y += 6 if id(entry) in firsts else 0
-        parts += [write(left - 8, y + 11, name, "end"), *_shares(entry, colours, left, wide, y)]
+        parts += [svg_text(left - 8, y + 11, name, "end"), *_shares(entry, colours, left, wide, y)]
         value, low, high = (second + scale * max(0.0, end) for end in entry.bias.rate[:3])
         said = f"bias {percent(entry.bias.rate.value)} ({interval(entry.bias.low, entry.bias.high)})"
         chance = f'width="{scale * _chance(entry):.4g}" height="13" fill="{GREY}" opacity="0.35"'
@@ -191,9 +191,9 @@ def bias_bars(groups: Sequence[Sequence[Bar]]) -> Markup:
             f'<circle cx="{value:.4g}" cy="{y + 6.5:g}" r="4.5" fill="{BEFORE}"><title>{said}</title></circle>'
         )
         y += 17
-    parts += [write(left + share * wide, y + 14, percent(share, 0)) for share in (0, 0.5, 1)]
-    parts += [write(second + scale * at, y + 14, text) for at, text in axis.ticks[::2]]
-    parts += [write(left + wide / 2, y + 30, "shares"), write((second + width) / 2, y + 30, "bias")]
+    parts += [svg_text(left + share * wide, y + 14, percent(share, 0)) for share in (0, 0.5, 1)]
+    parts += [svg_text(second + scale * at, y + 14, text) for at, text in axis.ticks[::2]]
+    parts += [svg_text(left + wide / 2, y + 30, "shares"), svg_text((second + width) / 2, y + 30, "bias")]
     return svg(width, y + 36, parts)
 
 

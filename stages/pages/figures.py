@@ -133,7 +133,7 @@ def svg(width: float, height: float, parts: Iterable[str]) -> Markup:
     return Markup(f"<svg {box}>{''.join(parts)}</svg>")
 
 
-def write(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
+def svg_text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
     """Return a text of a drawing, with `more` attributes."""
     return f'<text x="{x:.4g}" y="{y:.4g}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
 
@@ -155,7 +155,7 @@ def legend(names: Sequence[tuple[str, str, str | None]], width: float) -> tuple[
         else:
             line = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
             parts.append(f'<path d="M{x:.4g} {y - 4:g}h22" {line}/>')
-        parts.append(write(x + 26, y, text, "start"))
+        parts.append(svg_text(x + 26, y, text, "start"))
         x += 40 + room([text])
     return parts, y + 8 if names else 6.0
 
@@ -192,9 +192,9 @@ def chart(lines: Sequence[Line], x: ChartAxis, y: ChartAxis, width: float = WIDE
     across, up = _scale(x, left, right), _scale(y, bottom, top)
     for value, text in y.ticks:
         parts.append(f'<path class="line" d="M{left:.4g} {up(value):.4g}H{right:g}"/>')
-        parts.append(write(left - 6, up(value) + 4, text, "end"))
+        parts.append(svg_text(left - 6, up(value) + 4, text, "end"))
     if y.title:
-        parts.append(write(-(top + bottom) / 2, 12, y.title, more=' transform="rotate(-90)"'))
+        parts.append(svg_text(-(top + bottom) / 2, 12, y.title, more=' transform="rotate(-90)"'))
     for line in lines:
         at = [(across(point.x), up(point.y)) for point in line.points]
         if line.dash is not None and len(at) > 1:
@@ -225,10 +225,10 @@ def _x_labels(axis: ChartAxis, left: float, right: float, bottom: float) -> tupl
     for (value, _), text in zip(ticks, labels, strict=True):
         x, y = at(value), bottom + 14
         turn = f' transform="rotate(-30 {x:.4g} {y:.4g})"' if slanted else ""
-        parts.append(write(x, y, text, "end" if slanted else "middle", turn))
+        parts.append(svg_text(x, y, text, "end" if slanted else "middle", turn))
     end = bottom + 18 + (room(labels) / 2 if slanted else 0)
     if axis.title:
-        parts.append(write((left + right) / 2, end + 12, axis.title))
+        parts.append(svg_text((left + right) / 2, end + 12, axis.title))
     return parts, end + (16 if axis.title else 0)
 
 
@@ -259,10 +259,10 @@ def tiles(
     top += 22 if parts else 0
     bottom = top + rows * high
     labels, total = _x_labels(column._replace(low=-0.5, high=columns - 0.5), left, SMALL - 6, bottom)
-    parts += [*labels, write(-(top + bottom) / 2, 12, row.title, more=' transform="rotate(-90)"')]
+    parts += [*labels, svg_text(-(top + bottom) / 2, 12, row.title, more=' transform="rotate(-90)"')]
     for i, row_values in enumerate(values):
         y = bottom - (i + 1) * high
-        parts.append(write(left - 6, y + high / 2 + 4, short(row.ticks[i][1], 20), "end"))
+        parts.append(svg_text(left - 6, y + high / 2 + 4, short(row.ticks[i][1], 20), "end"))
         for j, value in enumerate(row_values):
             if not is_number(value):
                 continue
@@ -271,7 +271,7 @@ def tiles(
             parts.append(f"<rect {box}><title>{escape(said(i, j))}</title></rect>")
             if readable:
                 ink = f' fill="{ink_on(colour)}" class="in"'
-                parts.append(write(x + wide / 2 - 1, y + high / 2 + 3, label(value), more=ink))
+                parts.append(svg_text(x + wide / 2 - 1, y + high / 2 + 3, label(value), more=ink))
     taken: dict[tuple[int, int], int] = {}
     names: list[str] = []  # above all outlines
     for name, boxes in outlines.items():
@@ -286,7 +286,7 @@ def tiles(
         taken[last, start] = taken.get((last, start), 0) + 1
         y, long = bottom - (last + 1) * high - 1, room([name]) + 8
         names.append(f'<rect x="{x:.4g}" y="{y - 8:.4g}" width="{long:g}" height="16" fill="#000" stroke="#fff"/>')
-        names.append(write(x + long / 2, y + 4, name, more=' fill="#fff" class="in"'))
+        names.append(svg_text(x + long / 2, y + 4, name, more=' fill="#fff" class="in"'))
     return svg(SMALL, total, [*parts, *names])
 
 
@@ -297,7 +297,7 @@ def _key(colours: tuple[Scale, float, float], label: Callable[[float], str]) -> 
     for k in range(5):
         share, x = k / 4, 4 + k * (SMALL - 8) / 5
         parts.append(f'<rect x="{x:.4g}" y="2" width="11" height="11" fill="rgb{colour_at(scale, share)}"/>')
-        parts.append(write(x + 15, 12, label(low + share * (high - low)), "start"))
+        parts.append(svg_text(x + 15, 12, label(low + share * (high - low)), "start"))
     return parts
 
 

@@ -85,7 +85,7 @@ def known_of(here: AuditFolder) -> PrepareMetrics:
     return here.prepare.metrics if here.prepare.has("metrics") else PrepareMetrics()
 
 
-def about(here: AuditFolder) -> About:
+def model_and_data(here: AuditFolder) -> About:
     """Return model and data of an audit. A report has no date: the same results give the same bytes on any day."""
     return About(*known_of(here).origins, workspace=here.prepare.has("metrics"))
 
