@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from flows.people.review.app import make_app
 from flows.people.review.links import Served
 from flows.results.probes import PAGE, ProbeQuery, ProbeTable
 from flows.server.security import PAGE_POLICY
+from stages.conclude import broken
 from stages.core.errors import UsageError
 from stages.params import load_params
 from stages.records import audit_folder
@@ -93,6 +95,22 @@ def test_all_probes_of_all_searches_are_filtered_and_sorted() -> None:
     for wanted, which in expected.items():
         assert sorted(found.select(wanted)) == np.flatnonzero(which).tolist(), wanted
     assert len(found.select(ProbeQuery(outcome="failed"))) > 10 < len(found.select(ProbeQuery(mode=mode.id)))
+
+
+def test_what_newly_fails_after_the_repair_is_shown_as_it_is_listed() -> None:
+    """Of a repair that breaks much: the audit's own with both models' answers swapped."""
+    here = audit_folder("tiny")
+    again = here.re_evaluate
+    probes = again.probes.replace({"model": {"before": "after", "after": "before"}})
+    records = {name: getattr(here, name) for name in ("prepare", "discover", "summarize")}
+    found = ProbeTable(
+        SimpleNamespace(**records, re_evaluate=SimpleNamespace(probes=probes, has=lambda name: name == "probes"))
+    )
+    listed = broken(probes, found.space)
+    shown = found.table.iloc[found.select(ProbeQuery(outcome="broken", order="asked"))]
+    assert len(listed) > 10 and shown["item"].tolist() == listed["item"].tolist()
+    assert shown["output"].tolist() == listed["after"].tolist() and set(shown["model"]) == {"after"}
+    assert len(ProbeTable(here).select(ProbeQuery(outcome="broken"))) == len(broken(again.probes, found.space))
 
 
 def test_a_query_is_read_and_written_again_without_what_is_wrong() -> None:

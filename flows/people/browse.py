@@ -246,8 +246,9 @@ def _menus(table: ProbeTable, wanted: ProbeQuery) -> list[tuple[str, str, str, l
     """The menus of the filter: name, label, chosen value, and choices as (value, text)."""
     there = {name: set(table.table[name].cat.categories) for name in ("role", "model")}
     modes = {name: f"{name} {mode.text}" for name, mode in table.modes.items()}
+    outcomes = {name: text for name, text in OUTCOMES.items() if name != "broken" or "after" in there["model"]}
     offered: list[tuple[str, str, str, Mapping[str, str]]] = [
-        ("outcome", "outcome", wanted.outcome, OUTCOMES),
+        ("outcome", "outcome", wanted.outcome, outcomes),
         ("model", "model", wanted.model, {name: text for name, text in MODELS.items() if name in there["model"]}),
         ("by", "chosen by", wanted.by, {name: text for name, text in CHOSEN_BY.items() if name in there["role"]}),
         ("mode", "failure mode", wanted.mode, modes),

@@ -30,7 +30,12 @@ CHOSEN_BY = {
     "paired": "pairs for all models",
     "clean": "unchanged items",
 }
-OUTCOMES = {"failed": "failed", "passed": "passed", "invalid": "not held against the model"}
+OUTCOMES = {
+    "failed": "failed",
+    "passed": "passed",
+    "invalid": "not held against the model",
+    "broken": "newly failing after the repair",  # some of the failed
+}
 ORDERS = {"": "largest discrepancy first", "smallest": "smallest discrepancy first", "asked": "as they were made"}
 _LONGEST = 100  # characters of an expected answer; a longer label is the item itself
 
@@ -111,7 +116,11 @@ class ProbeTable:
         self._expected = _expected(here, items)
         valid = self.table["valid"].to_numpy(bool) if "valid" in table else np.ones(len(table), dtype=bool)
         failed = self.table["failed"].to_numpy(bool)
-        self._outcomes = {"failed": failed, "passed": valid & ~failed, "invalid": ~valid}
+        paired, broken = (self.table["role"] == "paired").to_numpy(), np.zeros(len(table), dtype=bool)
+        # All models answered the same pairs in the same order.
+        before, after = (np.flatnonzero(paired & (self.table["model"] == model)) for model in ("before", "after"))
+        broken[after] = ~failed[before] & failed[after]
+        self._outcomes = {"failed": failed, "passed": valid & ~failed, "invalid": ~valid, "broken": broken}
         worst = np.argsort(-self.table["discrepancy"].to_numpy(), kind="stable")
         self._orders = {"": worst, "smallest": worst[::-1], "asked": np.arange(len(table))}
         self.select = lru_cache(16)(self._select)
