@@ -60,6 +60,7 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
         galleries=here.re_evaluate.examples,
         attributes=here.re_evaluate.embedded.told_apart,
         about=model_and_data(here),
+        harm=here.restructure.trainings.harm,
         sheets=here.re_evaluate.sheets,
         provenance=record,
         skipped=skipped_items(here.prepare.path),

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.landscape.harm import PARTS, HeldOutAnswers, choose_share, harm_at, how_far, keep_budget
+from stages.pages.comparison_report import how_far as how_far_each
 from stages.params.repair import HarmConfig
 
 SHARES = [k / PARTS for k in range(1, PARTS + 1)]
@@ -75,6 +76,24 @@ def test_a_repair_that_breaks_too_much_at_once_stays_the_model_under_test():
     assert found.share == 0 and not any(one.allowed for one in found.tried)
     assert "stays the model under test" in how_far("repaired", found)
     assert "goes 100% of the way" in how_far("repaired", chosen([0] * PARTS, [0.0] * PARTS, HarmConfig()))
+
+
+def test_the_report_says_how_far_each_went_and_what_stopped_it():
+    rising, budget = [2 * k for k in range(1, PARTS + 1)], HarmConfig(newly_failing=0.03)
+    found = how_far_each(
+        {
+            "repaired": chosen(rising, [0.0] * PARTS, budget, 0.001),
+            "control": chosen([0] * PARTS, [0.005] * PARTS, HarmConfig()),
+        }
+    )
+    assert found == (
+        "On 10 repair items held out of the training, the repair goes 75% of the way to what it learnt: 3.00% newly"
+        " fail, clean quality 0.0 points; at 80%, 3.20% newly fail, clean quality 0.0 points, more than its budget of"
+        " harm allows. 0.10% newly fail if the model under test is queried again, which is allowed beside the budget."
+        " The control goes all the way to what it learnt: 0.00% newly fail, clean quality −0.5 points."
+    )
+    nowhere = how_far_each({"repaired": chosen([500] * PARTS, [0.0] * PARTS, HarmConfig())})
+    assert "the repair stays the model under test; at 5%, 50.00% newly fail," in nowhere and not how_far_each({})
 
 
 def test_going_no_way_hands_on_the_bytes_of_the_model_under_test(tmp_path):

@@ -49,6 +49,7 @@ def statement(
     if not (failed or unjudged):  # readers who stop here must not mistake harm for a pass
         said.append("No gates were set." if not gates else "No gate failed, but:" if worse else "All gates passed.")
     said += worse
+    said += [*beside_control(comparison), *at_same_harm(comparison), *within_margins(gates)]
     if not plan.targets:
         said.append("The plan repairs no mode, so no improvement was expected; the model is judged as it is.")
     else:
@@ -61,9 +62,7 @@ def statement(
         kept = str(must_pass)
         said += [] if must_pass.failing else [f"{kept[0].upper()}{kept[1:]}."]
         said.append(f"The items of these pairs, {len(plan.learnt):,}, do not judge it, as it may learn them.")
-    said += [*beside_control(comparison), *within_margins(gates), *beside_noise(comparison)]
-    if comparison.frontier is not None and (equal := comparison.frontier.equal_harm) is not None:
-        said.append(at_equal_harm(equal))
+    said += beside_noise(comparison)
     if fewest is not None:
         said.append(
             f"A shorter training of {fewest.steps:,} steps passes all gates: restructure/models/{fewest.folder}."
@@ -87,6 +86,12 @@ def beside_control(comparison: Comparison) -> list[str]:
     if found.moved.high < 0 and found.control is not None and found.control.moved.high < 0:
         return [said, "The control improved these modes too."]
     return [said]
+
+
+def at_same_harm(comparison: Comparison) -> list[str]:
+    """Say what aiming is worth where repair and control break as much; empty if that was not measured."""
+    equal = comparison.frontier.equal_harm if comparison.frontier else None
+    return [at_equal_harm(equal)] if equal else []
 
 
 def within_margins(gates: Sequence[Gate]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.landscape.frontier import at_equal_harm
+from stages.landscape.verdict import at_same_harm
 from stages.pages import figures
 from stages.pages.bias import HOW, MODELS, changed_bias
 from stages.pages.examples import OUTCOMES, ExampleSource, explore_changes
@@ -17,7 +17,7 @@ from stages.pages.gallery import Shrinker, show_sheets, strips
 from stages.pages.maps import rate_maps, shown_concepts, top_rate
 from stages.pages.page import LAST_TITLES, Picture, contents_of, render
 from stages.pages.sections import NOTHING_KNOWN, compare_searches, risen_slices
-from stages.pages.words import listed, number, percent
+from stages.pages.words import counted, listed, number, percent, points
 from stages.records import Comparison, Difference, PairedProbe, Plan, RepairVerdict
 from stages.records import repair as records
 from stages.tasks.contract import Sheet
@@ -87,6 +87,7 @@ def write_comparison_report(
     provenance: Mapping[str, Any],
     attributes: pd.DataFrame = NOTHING_KNOWN,
     about: About = ABOUT_NOTHING,
+    harm: Mapping[str, records.Harm] | None = None,
     sheets: Mapping[str, Sequence[Sheet]] | None = None,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
@@ -98,6 +99,7 @@ def write_comparison_report(
         probes: as in re_evaluate's probes.parquet.
         galleries: examples by kind ("fixed", "newly_failing"), and their items "unchanged".
         attributes: attributes of the test items, one row per item id.
+        harm: how far the repair and its control went, if they had a budget.
         sheets: contact sheets by model ("before", "after").
         skipped: files that could not be used, as {file, reason}.
     """
@@ -146,7 +148,8 @@ def write_comparison_report(
         baselined=any(entry.baselines for part in measures.values() for entry in part.measures.values()),
         invalid=comparison.invalid,
         frontier_picture=frontier_picture(frontier) if frontier else None,
-        equal_harm=at_equal_harm(frontier.equal_harm) if frontier and frontier.equal_harm else "",
+        equal_harm=" ".join(at_same_harm(comparison)),
+        how_far=how_far(harm or {}),
         risen_slices=risen_slices(comparison),
         titles=TITLES,
         contents=contents_of(TITLES, parts | ends | {"provenance": provenance}),
@@ -174,6 +177,32 @@ def frontier_picture(found: records.Frontier) -> Picture:
         f" {percent(published.newly_failing.value)} newly fail; before: {percent(found.before.value)} fail."
     )
     return Picture(told, figures.frontier_chart(found))
+
+
+def how_far(harm: Mapping[str, records.Harm]) -> str:
+    """Say how far the repair and its control went to what they learnt, and what stopped them."""
+    said: list[str] = []
+    for copy, one in harm.items():
+        tried = {at.share: at for at in one.tried}
+        name, went = {"repaired": "repair"}.get(copy, copy), "stays the model under test"
+        if one.share:
+            way = "all the way" if one.share == 1 else f"{percent(one.share, 0)} of the way"
+            went = f"goes {way} to what it learnt: {_breaks(tried[one.share])}"
+        if beyond := [share for share in tried if share > one.share]:
+            nearest = min(beyond)
+            went += f"; at {percent(nearest, 0)}, {_breaks(tried[nearest])}, more than its budget of harm allows"
+        on = "" if said else f"On {counted(one.items, 'repair item')} held out of the training, "
+        said.append(f"{on}{'the' if on else 'The'} {name} {went}.")
+        if one.noise and copy == "repaired":
+            again = f"{percent(one.noise, 2)} newly fail if the model under test is queried again"
+            said.append(f"{again}, which is allowed beside the budget.")
+    return " ".join(said)
+
+
+def _breaks(at: records.HarmAtShare) -> str:
+    """Say what a model breaks at a share of the way."""
+    kept = f", {at.must_pass}" if at.must_pass and at.must_pass.failing else ""
+    return f"{percent(at.newly_failing, 2)} newly fail, clean quality {points(-at.clean)} points{kept}"
 
 
 def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str]]:

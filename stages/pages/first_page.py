@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.landscape.verdict import beside_control, beside_noise
+from stages.landscape.verdict import at_same_harm, beside_control, beside_noise
 from stages.pages.examples import changed_levels
 from stages.pages.gallery import ExhibitView, Shrinker
 from stages.pages.words import (
@@ -238,8 +238,8 @@ def comparison_page(
 
 
 def _finding(comparison: Comparison, verdict: RepairVerdict) -> list[str]:
-    """Say whether aiming helped, what is noise, what failing means, and how far reviewers agreed."""
-    found = [*beside_control(comparison), *beside_noise(comparison)]
+    """Say whether aiming helped and at equal harm, what is noise, what failing means, and how far reviewers agreed."""
+    found = [*beside_control(comparison), *at_same_harm(comparison), *beside_noise(comparison)]
     if comparison.ratings:
         found.append(f"Failing here means {fails(comparison.ratings)}, as learnt from people's ratings.")
     return [*found, *(part.statement for part in (verdict.agreement, verdict.ceiling) if part)]
