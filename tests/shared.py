@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import os
 import shutil
@@ -37,14 +38,29 @@ def once(name: str, make: Callable[[Path], object]) -> Path:
 
 
 def prefect_home() -> Path:
-    """A home of Prefect with an empty database, as a server needs six CPU-seconds to make its tables."""
-    return once("prefect", _make_prefect_home)
+    """A home of Prefect with an empty database, as a server needs six CPU-seconds to make its tables.
+
+    It is kept for later sessions with the same version of Prefect.
+    """
+    return once("prefect", _copy_prefect_home)
 
 
 def spare_migrations(workspace: Path) -> None:
     """Give the next server of a workspace a finished database."""
     if not (home := workspace / ".faded" / "prefect").exists():
         shutil.copytree(prefect_home(), home)
+
+
+def _copy_prefect_home(home: Path) -> None:
+    kept = Path(__file__).parents[1] / ".cache" / f"prefect-{version('prefect')}"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        part = Path(mkdtemp(dir=kept.parent)) / "home"
+        _make_prefect_home(part)
+        with contextlib.suppress(OSError):  # another session was faster
+            part.rename(kept)
+        shutil.rmtree(part.parent)
+    shutil.copytree(kept, home)
 
 
 def _make_prefect_home(home: Path) -> None:

@@ -243,6 +243,7 @@ def test_a_share_that_holds_out_nothing_is_refused_before_training(place):
         run(place, harm={"held_out": 0.001})
 
 
+@pytest.mark.slow
 def test_pairs_that_a_repair_broke_pass_after_the_next_one_if_they_must(place):
     """The budget is no help: the pairs have to be learnt, or the repair goes only as far as they allow."""
     loose = {"harm": {"newly_failing": 0.99, "clean": 0.99, "pairs": 200}}

@@ -29,6 +29,7 @@ def written(text: str):
     return path
 
 
+@pytest.mark.slow
 def test_pairs_that_must_pass_are_kept_and_their_items_leave_the_test_items(workspace):
     with inside(workspace):
         here = audit_folder("tiny")

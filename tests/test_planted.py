@@ -72,6 +72,7 @@ def test_a_method_on_a_table_finds_what_fails_and_nothing_of_chance(model):
     assert not of_table(chance)(model, 2000)
 
 
+@pytest.mark.slow
 def test_faded_is_judged_as_the_others_are(model):
     model.asked.clear()
     claims = SCANNERS["faded-random"](model, 1000)
