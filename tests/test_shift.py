@@ -50,7 +50,7 @@ def test_distances_of_known_moves():
     assert far.normalised > 2 * near.normalised
     assert far.null_cell > near.null_cell > 0
     fewer = distance(grid, low, low / 2)  # in the same places
-    assert fewer == pytest.approx((0.0, low.sum() / 2 * grid.diameter / 2), abs=1e-9)
+    assert fewer == pytest.approx((0.0, low.sum() / 2 * grid.cost[-1, 0]), abs=1e-9)
     nothing = distance(grid, low, np.zeros(len(CELLS)))
     assert np.isnan(nothing.normalised) and nothing.null_cell > 0
     line = ConceptSpace((Concept("x", (0, 1, 2)),))
@@ -79,7 +79,7 @@ def test_beyond_noise_is_above_every_split():
 
 def test_large_grids_are_coarsened_and_still_see_the_move():
     grid = transport_grid(SPACE, CELLS, limit=70)
-    assert (grid.merged, len(grid.points)) == (2, 64)
+    assert (grid.merged, len(grid.cost)) == (2, 65)
     fine = distance(transport_grid(SPACE, CELLS), failures(LOW), failures(HIGH))
     assert distance(grid, failures(LOW), failures(HIGH)).normalised == pytest.approx(fine.normalised, rel=0.2)
 

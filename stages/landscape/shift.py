@@ -32,18 +32,17 @@ class TransportGrid(NamedTuple):
     """The places of transport: blocks of cells, each at the mean of its cells."""
 
     block: np.ndarray  # (cells,) number of the block
-    points: np.ndarray  # (blocks, k) coordinates
+    cost: np.ndarray  # (blocks + 1, blocks + 1) distances; the last place is the null cell
     merged: int  # number of adjacent levels merged into one; 1 if none
-    diameter: float  # largest distance in the full grid
 
 
 def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELLS) -> TransportGrid:
     """Merge adjacent levels of ordered concepts, two, three, ... at a time, until at most `limit` blocks are left.
 
-    If there are still more (many categories), blocks are a seeded k-means of the coordinates.
+    If there are still more (many categories), blocks are a seeded k-means of the coordinates. The null cell is half the
+    grid's diameter from everywhere: removing a failure costs as much as moving it half across the grid.
     """
     points = space.coordinates(cells)
-    diameter = float(np.sqrt(len(space)))  # every concept spans 1, ordered or not
     ordered = np.array([concept.ordered for concept in space.concepts])
     for merged in range(1, max(space.sizes) + 1):
         coarse = np.where(ordered, cells // merged, cells)
@@ -59,25 +58,23 @@ def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELL
         merged = max(space.sizes)
     counts = np.bincount(block)
     means = np.column_stack([np.bincount(block, points[:, j]) / counts for j in range(points.shape[1])])
-    return TransportGrid(block, means, merged, diameter)
+    cost = np.full((len(means) + 1,) * 2, np.sqrt(len(space)) / 2)  # every concept spans 1, ordered or not
+    cost[:-1, :-1] = cdist(means, means)
+    cost[-1, -1] = 0.0
+    return TransportGrid(block, cost, merged)
 
 
 def distance(grid: TransportGrid, before: np.ndarray, after: np.ndarray) -> Distance:
     """Compute the distance between two landscapes, given the failures in each cell (cells,), as shares of use.
 
-    The null cell is half the grid's diameter from everywhere: removing a failure costs as much as moving it half across
-    the grid. The normalised distance is NaN if a landscape has no failures.
+    The normalised distance is NaN if a landscape has no failures.
     """
     mass = [np.bincount(grid.block, rates) for rates in (before, after)]
     normalised = float("nan")
     if min(m.sum() for m in mass) > 0:
-        normalised = transport(cdist(grid.points, grid.points), mass[0] / mass[0].sum(), mass[1] / mass[1].sum())
-    k = len(grid.points)
-    cost = np.full((k + 1, k + 1), grid.diameter / 2)
-    cost[:k, :k] = cdist(grid.points, grid.points)
-    cost[k, k] = 0.0
+        normalised = transport(grid.cost[:-1, :-1], mass[0] / mass[0].sum(), mass[1] / mass[1].sum())
     full = [np.append(m, 1 - m.sum()) for m in mass]
-    return Distance(normalised, transport(cost, *full))
+    return Distance(normalised, transport(grid.cost, *full))
 
 
 def transport(cost: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
@@ -138,8 +135,8 @@ def shift(
         entropy_before=_number(entropy(rates[0])),
         entropy_after=_number(entropy(rates[1])),
         entropy_uniform=np.log(len(cells)),
-        null_cost=grid.diameter / 2,
-        blocks=len(grid.points),
+        null_cost=grid.cost[-1, 0],
+        blocks=len(grid.cost) - 1,
         levels_merged=grid.merged,
     )
 
