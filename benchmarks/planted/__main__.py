@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from benchmarks.planted.judge import judge
 from benchmarks.planted.models import models
 from benchmarks.planted.scanners import SCANNERS
@@ -68,21 +70,35 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             [one for one in plants if RARE[1] <= one["share"] < RARE[0]],
             [one for one in plants if one["share"] < RARE[1]],
         )
-        claims, real = (sum(one[key] for one in of) for key in ("claims", "real"))
-        rates, held = (sum(one[key] for one in of) for key in ("rates", "held"))
         row = [
             name,
             f"{named} of {len(plants)} ({told.low:.0%} to {told.high:.0%})",
             ", ".join(f"{sum(one['named'] is not None for one in some)} of {len(some)}" for some in bins),
-            f"{sum(one['covered'] for one in of) / len(of):.0%}",
+            _share([one["covered"] for one in of], [1] * len(of)),
             ", ".join(f"{sum(one['claims'] for one in some) / max(1, len(some)):.1f}" for some in (plants, nulls)),
-            f"{real / claims:.0%}" if claims else "",
-            f"{held / rates:.0%}" if rates else "",
+            _share([one["real"] for one in of], [one["claims"] for one in of]),
+            _share([one["held"] for one in of], [one["rates"] for one in of]),
             f"{median(one['queries'] for one in of):,.0f}",
             f"{median(one['seconds'] for one in of):.1f}",
         ]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _share(counted: Sequence[float], of: Sequence[float]) -> str:
+    """One sum as a share of another, with a 95% interval by resampling the models."""
+    from scipy.stats import bootstrap
+
+    if not sum(of):
+        return ""
+    told = bootstrap(
+        (counted, of),
+        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return f"{sum(counted) / sum(of):.0%} ({told.low:.0%} to {told.high:.0%})"
 
 
 if __name__ == "__main__":
