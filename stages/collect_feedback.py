@@ -2,7 +2,7 @@
 
 A decision is a file in git, data/<audit>/decisions/<landscape hash>.yaml, and is valid only for the landscape it names.
 With `feedback.reviewers: 2` two people have to decide, and `stages.decisions.merge` combines their decisions.
-With `feedback.policy: top-k` a rule decides, and every page that shows the plan states this.
+With `feedback.policy: top-k` or `worst-groups` a rule decides, and every page that shows the plan states this.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stages.command import stage_main
+from stages.concepts import Region
 from stages.core.errors import DecisionNeeded, RejectedError
 from stages.decisions import (
     NO_HUMAN,
@@ -24,6 +25,8 @@ from stages.params import FeedbackConfig, load_params
 from stages.provenance import provenance
 from stages.records import Landscape, ModeRecord, Plan, PlannedMode, audit_folder
 from stages.records.base import FlatMetrics
+from stages.records.landscape import GroupRecord
+from stages.tasks.contract import AND_LABEL
 
 
 def main(audit: str) -> None:
@@ -50,15 +53,18 @@ def main(audit: str) -> None:
 
 
 def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Plan:
-    """Plan to repair the worst modes: modes are ordered by their failures beyond the overall rate.
+    """Plan to repair the worst modes or groups, see `ruled_on`.
 
     Args:
-        feedback: with the number of modes to repair.
+        feedback: with the number of modes or groups to repair.
         landscape: with the modes found.
         present: the landscape's hash.
     """
-    chosen = {mode.id for mode in landscape.modes[: feedback.modes]}
+    found = ruled_on(feedback, landscape)
+    chosen = {mode.id for mode in found[: feedback.modes]}
     rule = f"top-{feedback.modes}: the worst modes are repaired"
+    if feedback.policy == "worst-groups":
+        rule = f"worst-groups: the {feedback.modes} that fail most, of those that fail more than others of their label"
     modes = [
         PlannedMode(
             id=mode.id,
@@ -68,7 +74,7 @@ def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Pla
             severity=1.0,
             reason=rule if mode.id in chosen else "beyond the rule's number",
         )
-        for mode in landscape.modes
+        for mode in found
     ]
     return Plan(
         landscape=present,
@@ -79,6 +85,36 @@ def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Pla
         modes=modes,
         examples=[],
     )
+
+
+def ruled_on(feedback: FeedbackConfig, landscape: Landscape) -> Sequence[ModeRecord | GroupRecord]:
+    """Return what a rule chooses from, worst first.
+
+    By `top-k` these are the modes, ordered by their failures beyond the overall rate. Modes are compared with all of
+    use, so where one label fails more than others, they name the label. By `worst-groups` these are the groups of
+    people that fail more than others of their label, or of the label that `feedback` names, ordered by failure rate.
+    """
+    if feedback.policy != "worst-groups":
+        return landscape.modes
+    slices = landscape.slices
+    ending = f", {feedback.label}" if feedback.label else ""
+    worse = [
+        (name, one)
+        for name, one in (slices.worse if slices else ())
+        if name.endswith(AND_LABEL) and one.value.endswith(ending)
+    ]
+    items = {of.attribute: sum(one.items for one in of.values) for of in (slices.attributes if slices else ())}
+    regions = [Region({}, {name: (one.value,)}) for name, one in worse]
+    return [
+        GroupRecord(
+            id=f"G{number}",
+            text=region.describe(landscape.space),
+            region=region.to_json(),
+            rate=one.rate or 0.0,
+            share=one.items / items[name],
+        )
+        for number, (region, (name, one)) in enumerate(zip(regions, worse, strict=True), 1)
+    ]
 
 
 def by_person(audit: str, now: Standing, modes: Sequence[ModeRecord]) -> Plan:

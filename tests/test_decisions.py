@@ -38,14 +38,16 @@ MODES = [
 ]
 
 
+CONCEPTS = ConceptSpace(tuple(Concept(name, (0, 1, 2)) for name in "abc")).to_json()
+
+
 @pytest.fixture
 def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = Path("data/x/summarize")
     folder.mkdir(parents=True)
     pd.DataFrame({"a": [0, 1]}).to_parquet(folder / "landscape.parquet")
-    concepts = ConceptSpace(tuple(Concept(name, (0, 1, 2)) for name in "abc")).to_json()
-    write_json(folder / "landscape.json", landscape_file(MODES, suspected=[SUSPECTED], concepts=concepts))
+    write_json(folder / "landscape.json", landscape_file(MODES, suspected=[SUSPECTED], concepts=CONCEPTS))
     return folder
 
 
@@ -285,6 +287,35 @@ def test_the_rule_takes_the_worst_modes_and_says_that_no_human_decided(landscape
     assert [m["action"] for m in plan["modes"]] == ["repair", "repair", "ignore"]
     rule = "top-2: the worst modes are repaired"
     assert [m["reason"] for m in plan["modes"]] == [rule, rule, "beyond the rule's number"]
+
+
+def test_a_rule_may_take_the_groups_that_fail_more_than_others_of_their_label(landscape: Path) -> None:
+    def group(value: str, items: int, rate: float, *, worse: bool = True) -> dict[str, Any]:
+        counts = {"items": items, "probes": items, "failures": round(rate * items)}
+        spread = {"rate": rate, "low": 0.0, "high": 1.0, "joint": {"low": 0.0, "high": 1.0}, "rest": 0.1, "p": 0.0}
+        return {"value": value, **counts, **spread, "worse": worse}
+
+    sexes = [group("Female, yes", 30, 0.4), group("Male, yes", 70, 0.2, worse=False), group("Male, no", 100, 0.1)]
+    ages = [group("old, yes", 50, 0.5), group("young, yes", 150, 0.1, worse=False)]
+    slices = [
+        {"attribute": name, "missing": 0, "values": values}
+        for name, values in (("sex and label", sexes), ("age and label", ages), ("label", [group("yes", 9, 0.9)]))
+    ]
+    write_json(landscape / "landscape.json", landscape_file(MODES, concepts=CONCEPTS, slices={"attributes": slices}))
+    by = FeedbackConfig(policy="worst-groups", modes=2)
+    plan = feedback.by_rule(by, summary(), "0" * 16)
+    told = [(mode.id, mode.text, mode.action) for mode in plan.modes]
+    assert told == [
+        ("G1", "age and label is old, yes", "repair"),
+        ("G2", "sex and label is Female, yes", "repair"),
+        ("G3", "sex and label is Male, no", "ignore"),
+    ]
+    assert plan.targets[1].cells.items == {"sex and label": ("Female, yes",)}
+    assert [group.share for group in feedback.ruled_on(by, summary())] == [0.25, 0.15, 0.5]
+    favoured = FeedbackConfig(policy="worst-groups", label="no")
+    assert [mode.text for mode in feedback.by_rule(favoured, summary(), "0" * 16).targets] == [told[2][1]]
+    write_json(landscape / "landscape.json", landscape_file(MODES, concepts=CONCEPTS))
+    assert not feedback.by_rule(by, summary(), "0" * 16).modes
 
 
 def test_another_landscape_is_refused(landscape: Path) -> None:

@@ -52,10 +52,10 @@ def with_gate(measure: str, **bounds: float) -> dict:
 def test_the_projects_own_params_are_valid() -> None:
     params = load_params()
     assert list(params.audits) == [
-        *("mnist", "fashion", "imagenet", "news", "news-quick", "questions"),
+        *("mnist", "fashion", "adult", "imagenet", "news", "news-quick", "questions"),
         *("images", "images-quick", "images-scenes"),
     ]
-    assert list(params.repairs) == ["mnist", "fashion", "news", "images"]
+    assert list(params.repairs) == ["mnist", "fashion", "adult", "news", "images"]
     news, quick = params.audits["news"], params.audits["news-quick"]
     assert (quick.seed, quick.prepare["model"], quick.discrepancy) == (
         news.seed,

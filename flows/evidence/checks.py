@@ -236,7 +236,7 @@ def check_plan(bundle: Bundle) -> Check:
     content, listed = plan.to_json(), bundle.name("decisions", MUST_PASS)
     must = parse_must_pass(bundle.members[listed], listed, landscape.space) if listed in bundle.members else []
     feedback = FeedbackConfig.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["feedback"])
-    if feedback.policy == "top-k":
+    if feedback.policy != "wait":
         follows = by_rule(feedback, landscape, plan.landscape).having(must_pass=must or None).to_json()
         return Check(f"by the rule: {plan.reason}", unlike(name, follows, content))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from flows.results.abilities import abilities_of
+from stages.collect_feedback import ruled_on
 from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.core.intervals import wilson
@@ -16,6 +17,7 @@ from stages.landscape.pairs import inside_any
 from stages.landscape.power import APART, CHURN, Power, alike
 from stages.params import Params, RepairConfig
 from stages.records import AuditFolder, ModeRecord, audit_folder
+from stages.records.landscape import GroupRecord
 from stages.tasks.contract import Items
 
 
@@ -105,15 +107,17 @@ def _is_planned(here: AuditFolder) -> bool:
     return decided.has("plan") and decided.plan.landscape == landscape_hash(here.path.name)
 
 
-def _targets(repair: RepairConfig, here: AuditFolder) -> list[ModeRecord]:
-    modes = here.summarize.landscape.modes
+def _targets(repair: RepairConfig, here: AuditFolder) -> Sequence[ModeRecord | GroupRecord]:
+    modes = ruled_on(repair.feedback, here.summarize.landscape)
     if _is_planned(here):
         chosen = {mode.id for mode in here.collect_feedback.plan.targets}
         return [mode for mode in modes if mode.id in chosen]
-    return modes[: repair.feedback.modes] if repair.feedback.policy == "top-k" else modes
+    return modes if repair.feedback.policy == "wait" else modes[: repair.feedback.modes]
 
 
-def _powers(here: AuditFolder, targets: Sequence[ModeRecord], tests: pd.DataFrame, pairs: int) -> tuple[Power, Power]:
+def _powers(
+    here: AuditFolder, targets: Sequence[ModeRecord | GroupRecord], tests: pd.DataFrame, pairs: int
+) -> tuple[Power, Power]:
     """The power for the target modes, and for everything else."""
     space, told_apart = here.summarize.landscape.space, here.discover.embedded.told_apart
     regions = [mode.cells for mode in targets]

@@ -18,8 +18,14 @@ PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25
 class FeedbackConfig(Strict):
     """Who decides which failures matter."""
 
-    policy: Literal["top-k", "wait"] = Field(description="top-k decides by rule, without a human; wait asks a person")
-    modes: int = Field(3, ge=1, le=1_000_000, description="top-k: how many modes to repair, worst first")
+    policy: Literal["top-k", "worst-groups", "wait"] = Field(
+        description="top-k decides by rule, without a human, and so does worst-groups, on groups of people that fail"
+        " more than others of their label; wait asks a person"
+    )
+    modes: int = Field(
+        3, ge=1, le=1_000_000, description="top-k, worst-groups: how many modes or groups to repair, worst first"
+    )
+    label: str = Field("", description="worst-groups: only groups with this label; by default with any")
     reviewers: int = Field(1, ge=1, le=100, description="wait: how many people have to decide")
     keys: dict[str, Annotated[str, Field(pattern=PUBLIC_KEY)]] = Field(
         default_factory=dict, description="public keys by reviewer; where there are any, only signed decisions count"
@@ -33,8 +39,8 @@ class FeedbackConfig(Strict):
 
     @model_validator(mode="after")
     def _rules_ask_nobody(self) -> FeedbackConfig:
-        if self.policy == "top-k" and (self.reviewers > 1 or self.timeout_hours is not None):
-            raise ValueError("with policy top-k nobody decides; reviewers and timeout_hours need policy wait")
+        if self.policy != "wait" and (self.reviewers > 1 or self.timeout_hours is not None):
+            raise ValueError(f"with policy {self.policy} nobody decides; reviewers and timeout_hours need policy wait")
         return self
 
 

@@ -45,8 +45,8 @@ def review_landscape(
     hashed = landscape_hash(audit)
     landscape = audit_folder(audit).summarize.landscape
     _show(console, audit, hashed, landscape)
-    if params.repairs[audit].feedback.policy != "wait":
-        note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
+    if (policy := params.repairs[audit].feedback.policy) != "wait":
+        note = f"repairs.{audit}.feedback.policy is {policy}, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}")
     print_plain(console, *what_can_be_shown(params, audit))
     now = open_standing(params, audit, revise)
