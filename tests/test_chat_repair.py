@@ -34,6 +34,7 @@ from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode,
 from stages.tasks.language.generate import Turn
 from stages.tasks.training import write_loader
 from tests.endpoints import completion, served
+from tests.finished import faded
 from tests.test_chat import lines, write
 from tests.test_tabular import repository
 from tests.tiny_models import tiny_embedder
@@ -362,19 +363,9 @@ def test_from_init_through_the_loop_to_an_export_and_the_key_is_nowhere(tmp_path
     here, key = repository(tmp_path / "mine"), "s3cr3t-of-the-model"
     write(here.path, ROWS)
     with serving({"capitals"}, key) as model:
-        options = [
-            "--kind",
-            "chat",
-            "--key-env",
-            "TINY_KEY",
-            "--data",
-            "questions.jsonl",
-            "--budget",
-            "120",
-            "--repair",
-        ]
-        told = here.faded("init", "--model", f"{model.url}/v1", *options, "--yes", TINY_KEY=key)
-        assert told.returncode == 0, told.stdout
+        options = ["--kind", "chat", "--key-env", "TINY_KEY", "--data", "questions.jsonl", "--budget", "120"]
+        code, told = faded(here, "init", "--model", f"{model.url}/v1", *options, "--repair", "--yes", TINY_KEY=key)
+        assert code == 0, told
         path = here.path / "params.yaml"
         params = yaml.safe_load(path.read_text())
         audit, repair = params["audits"]["questions"], params["repairs"]["questions"]
@@ -386,8 +377,8 @@ def test_from_init_through_the_loop_to_an_export_and_the_key_is_nowhere(tmp_path
         path.write_text(yaml.safe_dump(params))
         audited = here.faded("audit", "questions", TINY_KEY=key)
         assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
-        assert here.faded("export", "questions", "deploy", "--force").returncode == 0
-    assert key not in told.stdout + audited.stdout
+        assert faded(here, "export", "questions", "deploy", "--force")[0] == 0
+    assert key not in told + audited.stdout
     written = (path for path in here.path.rglob("*") if path.is_file())  # results, logs, Prefect's database
     assert [path for path in written if key.encode() in path.read_bytes()] == []
     change = read_json(here.path / "data/questions/compare/comparison.json")["differences"]["target_failure_rate"]

@@ -301,8 +301,8 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     page.get_by_text(run).first.wait_for(timeout=60_000)
     assert page.evaluate(SOCKET) == '{"type":"auth_success"}'
     assert failed == []
-    [cookie] = context.cookies()
-    assert (cookie["domain"], cookie["httpOnly"], cookie["sameSite"]) == (server.host, True, "Lax")
+    [cookie] = [one for one in context.cookies() if one["httpOnly"]]  # scripts of Prefect's pages set others
+    assert (cookie["domain"], cookie["sameSite"]) == (server.host, "Lax")
     # The same by address: the cookie counts only under its own host name, and not for pages of others.
     sent = {"Cookie": f"{cookie['name']}={cookie['value']}"}
     for host, headers, code in (
