@@ -18,6 +18,7 @@ from stages.concepts.catalogue import span
 from stages.concepts.texts import TextConcept
 from stages.core.errors import UsageError
 from stages.core.files import read_table
+from stages.core.progress import progress
 from stages.params.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
@@ -187,7 +188,12 @@ class ChatProbes(JudgedTexts):
         judge = judged and judged[0]
         task = cls(context, items, source.chat(out_dir / "model", context.compute, account), embedder, judge)
         started = time.monotonic()
-        answers = task.clean(range(len(items)))
+        # A model behind HTTP may take minutes; local weights answer all at once, for lengths that go together.
+        size, answers = context.compute.batch_size if is_served(config.model) else len(items), list[str]()
+        with progress("unchanged questions", len(items)) as tell:
+            while len(answers) < len(items):
+                answers += task.clean(range(len(items))[len(answers) :][:size])
+                tell(len(answers), "")
         took = (time.monotonic() - started) / len(items)
         items["answer"] = answers
         items.attrs["skipped"] = skipped
