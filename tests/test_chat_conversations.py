@@ -22,7 +22,7 @@ from stages.tasks.chat.configuration import Configuration, Instruction
 from stages.tasks.chat.conversation import EVENTS, FIELDS, TOOLS, possible_events
 from stages.tasks.chat.data import JsonQuestions, choose_items
 from stages.tasks.chat.playing import Draws, Player
-from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
+from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
 from stages.tasks.language.chats import generation_of
 from stages.tasks.language.models import TransformersModel
 from stages.tasks.sources import ItemCounts
@@ -314,6 +314,43 @@ def test_a_repair_finds_the_instruction_that_mends(inputs, tmp_path):
         ids, cells = task.items.ids("test"), np.tile([1, 0], (6, 1))
         assert task.probe(ids, cells).failed.all() and not repaired.probe(ids, cells).failed.any()
     assert [str(piece) for piece in repaired.configuration.pieces] == [f"instruction: {cure}"]
+
+
+@pytest.mark.parametrize(("control", "right"), [(None, "Tuesday"), ("clean", "Monday")])
+def test_an_example_is_a_conversation_with_what_is_right_in_its_cell(inputs, tmp_path, control, right):
+    rows = [{name: row[name] for name in row if "tool" not in name} for row in meetings(1) * 24]
+    for k, row in enumerate(rows):
+        row |= {"id": f"m{k}", "answers": ["Monday"], "change": {**row["change"], "answers": ["Tuesday"]}}
+
+    def answer(request):
+        system, *said = [one["content"] for one in request["messages"] if one["role"] != "assistant"]
+        shown = f"\n\n{right}" in system  # as an answer
+        return completion("Tuesday" if shown and "change" in "".join(said) else "Monday")
+
+    folder = write(tmp_path / "inputs", rows)
+    (folder / "embedder").symlink_to(inputs / "embedder")
+    with served(answer, whole=True) as model:
+        given = context(
+            folder, model, concepts={"turn_2": ["none", "change"]}, items={"discover": 6, "repair": 12, "test": 6}
+        )
+        task = loaded(given, tmp_path / "prepare")
+        settings = {"method": "prompt", "candidates": 12, "pairs": 8}
+        rated = [RatedExample("M1", task.items.ids("discover")[0], (1,), "[turn 1] No.\n[answer] Fine.", rating=9)]
+        asked = RepairPlan(
+            [TargetMode("M1", Region({"turn_2": (1,)}))], settings, seed=7, control=control, examples=rated
+        )
+        tried = task.repair(asked, tmp_path / "repair").curve["piece"]
+        repaired = Chat.load(given, tmp_path / "prepare", tmp_path / "repair")
+    answers = tried[tried.str.startswith("example")].drop_duplicates().str.split("answered ").str[1]
+    assert sorted(answers) == sorted(["Fine.", *[right] * 3])
+    pieces = repaired.configuration.pieces
+    if control:
+        assert not pieces, "unchanged conversations do not show that a change is lost"
+    else:
+        assert [piece.answer for piece in pieces] == [right]
+        first, second, last = pieces[0].said.splitlines()
+        assert first == "User: The meeting is on Monday. I plan week 0." and "There has been a change" in second
+        assert last == "User: On which day, and where, is the meeting of week 0?"
 
 
 def test_conversations_are_not_mined():

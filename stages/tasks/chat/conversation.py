@@ -222,4 +222,13 @@ def as_text(given: Given) -> str:
     if isinstance(given, Turn):
         return "\n\n".join([*told, given.said])
     told += [f"Tool {tool.name}: {'; then: '.join(tool.answers)}" for tool in given.tools]
-    return "\n\n".join([*told, *(f"User: {text}" for text in (*given.before, given.said))])
+    return "\n\n".join([*told, *_turns(given)])
+
+
+def in_example(given: Given) -> str:
+    """Format what the user says for an example in a prompt: a message as it is, or the turns of a conversation."""
+    return "\n".join(_turns(given)) if isinstance(given, Script) and given.before else given.said
+
+
+def _turns(script: Script) -> list[str]:
+    return [f"User: {text}" for text in (*script.before, script.said)]

@@ -228,6 +228,11 @@ class ChatProbes(JudgedTexts):
         asked = [self.questions[row] for row in self.rows(item_ids)]
         return [_id_of(one.id, self._asking.version(one, cell)) for one, cell in zip(asked, cells, strict=True)]
 
+    def expected(self, item_id: str, cell: np.ndarray) -> Sequence[str]:
+        """Return the answers that are right for an item in a cell (concepts,); none if a pattern decides."""
+        [row] = self.rows(self._versions([item_id], cell[None]))
+        return self.questions[row].answers
+
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See JudgedTexts; of a conversation, outputs are what the model and the tools said."""
         return super().probe(self._versions(item_ids, cells), cells, repeats)

@@ -34,7 +34,8 @@ from stages.tasks.chat.configuration import (
     question_in,
     save_configuration,
 )
-from stages.tasks.chat.playing import draws_in
+from stages.tasks.chat.conversation import in_example
+from stages.tasks.chat.playing import answer_in, draws_in
 from stages.tasks.chat.probes import ChatProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.language.chats import OpenAIChat
@@ -149,8 +150,9 @@ class PromptTrial:
         """
         items = task.items.ids("repair")
         most = min(settings.examples, int(AS_EXAMPLES * len(items)))
-        talks = any(one.conversation for one in task.questions)  # which fit into no example
-        shown = [] if talks else [*_rated(task, plan), *_answered(task, plan, items, most)]
+        talks = any(one.conversation for one in task.questions)
+        tools = any(one.conversation and one.conversation.tools for one in task.questions)  # calls fit into no example
+        shown = [] if tools else [*_rated(task, plan), *_answered(task, plan, items, most)]
         left = [item for item in items if item not in {example.example for example in shown}]
         own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
         undone = settings.normalise if not talks and _finds_questions(task, items) else ()
@@ -227,7 +229,8 @@ def _with(task: ChatProbes, configuration: Configuration) -> ChatProbes:
 def _rated(task: ChatProbes, plan: RepairPlan) -> list[AnsweredExample]:
     """Return examples that people judged, with the corrected or the praised answer; those of a control in its cells."""
     told = [
-        (one, one.corrected or (draws_in(one.output)[0] if (one.rating or 0) >= GOOD else "")) for one in plan.examples
+        (one, one.corrected or (answer_in(draws_in(one.output)[0]) if (one.rating or 0) >= GOOD else ""))
+        for one in plan.examples
     ]
     told = [(one, answer) for one, answer in told if answer]
     cells = np.array([one.cell for one, _ in told], dtype=np.int64)
@@ -236,7 +239,7 @@ def _rated(task: ChatProbes, plan: RepairPlan) -> list[AnsweredExample]:
         _, cells = sampler(task, plan, ids).draw(len(ids), np.random.default_rng([plan.seed, 10]))
     turns = task.changed([one.item for one, _ in told], cells)
     shown = zip(told, turns, strict=True)
-    return [AnsweredExample(example=one.item, said=turn.said, answer=answer) for (one, answer), turn in shown]
+    return [AnsweredExample(example=one.item, said=in_example(turn), answer=answer) for (one, answer), turn in shown]
 
 
 def _answered(task: ChatProbes, plan: RepairPlan, items: Sequence[str], most: int) -> list[AnsweredExample]:
@@ -245,9 +248,9 @@ def _answered(task: ChatProbes, plan: RepairPlan, items: Sequence[str], most: in
     found = dict[str, AnsweredExample]()
     for item, cell in zip([items[row] for row in rows.tolist()], cells, strict=True):
         [place], [given] = task.rows([item]), task.changed([item], cell[None])
-        answers = task.questions[place].answers
+        answers = task.expected(item, cell)
         if len(found) < most and answers and task.is_valid(place, cell, 0, given):
-            found.setdefault(item, AnsweredExample(example=item, said=given.said, answer=answers[0]))
+            found.setdefault(item, AnsweredExample(example=item, said=in_example(given), answer=answers[0]))
     return list(found.values())
 
 
