@@ -2,6 +2,7 @@
 
     python -m benchmarks.conversations                  # a scripted model, behind a server of its own
     python -m benchmarks.conversations --real URL NAME --folder FOLDER  # a model behind chat completions
+    python -m benchmarks.conversations --workspace FOLDER  # the repair in docs/chat.md, of the model of benchmarks.bbq
 
 A real model plays shorter conversations. The folder keeps its answers, so that the command may be stopped and run
 again, and answers.csv has all of them with their verdicts.
@@ -28,6 +29,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.bbq import MODEL, PORT
+from benchmarks.paper.__main__ import put_workspace
 from benchmarks.study.measure import Clock
 from stages.core.environment import torch_threads
 from stages.core.errors import NoLearningError
@@ -66,6 +69,44 @@ EXPLORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "without_policy": ("model_based", {"generators": ["archive", "mutations", "uniform"]}),
 }
 PICKS = 5
+PARAMS = f"""audits:
+  talks:
+    seed: 7
+    task: chat
+    compute: {{device: cpu, threads: 1, batch_size: 32}}
+    prepare:
+      model:
+        openai: http://127.0.0.1:{PORT}/v1
+        model: {MODEL}
+        settings: {{cache_prompt: false}}
+        concurrency: 1
+      data: {{jsonl: conversations.jsonl}}
+      prompt: "{{question}}"
+      system: You are an assistant. Answer in a few words.
+      generation: {{max_new_tokens: 12}}
+      items: {{discover: 30, repair: 24, test: 30}}
+    concepts:
+      turn_1: [none, change, contradiction, small_talk]
+    discrepancy: {{measure: contains}}
+    discover: {{explorer: auto, baseline: random, budget: 100}}
+    summarize: {{modes: 4}}
+repairs:
+  talks:
+    feedback: {{policy: top-k, modes: 2}}
+    restructure:
+      method: prompt
+      control: as_used
+      harm: {{pairs: 20}}
+      settings:
+        candidates: 8
+        pairs: 20
+        examples: 3
+        instructions: ["If something has changed, what was said last holds."]
+    re_evaluate: {{paired_probes: 100}}
+    gates:
+      target_failure_rate: {{change_max: -0.05, minus_control_max: 0}}
+      newly_failing: {{max: 0.1}}
+"""
 
 Rule = Callable[[Sequence[str], str], bool]
 
@@ -246,15 +287,29 @@ def show_rates(grid: pd.DataFrame, turns: Sequence[str]) -> None:
         print(f"| {name} | {with_interval(rate)} | {len(failed)} | {failed.sum() / grid['failed'].sum():.0%} |")
 
 
+def make_workspace(folder: Path) -> None:
+    """Write 84 conversations of two turns, params.yaml and everything else that a workspace needs."""
+    inputs = folder / "data" / "talks" / "inputs"
+    inputs.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) + "\n" for row in conversations(84, 1)]
+    (inputs / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "talks.yaml").write_text(PARAMS, encoding="utf-8")
+    put_workspace(folder, folder / "talks.yaml")
+
+
 def main() -> None:
-    """Print the table of the scripted model, or of a real one."""
+    """Print the table of the scripted model, or of a real one, or write a workspace."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", nargs=2, metavar=("URL", "NAME"))
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--workspace", type=Path, metavar="FOLDER")
     parser.add_argument("--items", type=int, default=8, help="conversations with the real model that are searched")
     parser.add_argument("--budget", type=int)
     parser.add_argument("--seeds", type=int)
     args = parser.parse_args()
+    if args.workspace is not None:
+        make_workspace(args.workspace)
+        return
     os.fsync = lambda file: None  # type: ignore[assignment]  # recorded answers need not outlast the machine
     if args.real is None:
         with served(scripted, whole=True) as model:
