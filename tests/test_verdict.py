@@ -29,7 +29,7 @@ def against(change, minus) -> Against:
     )
 
 
-def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses=None, counted=None) -> str:
+def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses=None, counted=None, share=None) -> str:
     comparison = SimpleNamespace(
         differences={
             "target_failure_rate": targets,
@@ -43,13 +43,20 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
         targeting=targeting(targets),
         noise=against_noise(targets),
         failures_moved=SimpleNamespace(regions=[]),
-        frontier=None,
+        frontier=None if share is None else SimpleNamespace(published=SimpleNamespace(share=share), equal_harm=None),
         slices=None,
         bias=None,
         doses=doses,
     )
     plan = SimpleNamespace(decided_by="human", targets=["M1"] if repaired else [])
     return statement(comparison, plan, gates)
+
+
+def test_a_repair_that_its_budget_of_harm_withheld_is_said_to_have_changed_nothing():
+    withheld = "Nothing was changed, as the repair would break too much."
+    assert withheld in said(difference(SAME), share=0.0)
+    assert not any("Nothing was changed" in said(difference(SAME), share=share) for share in (None, 0.05, 1.0))
+    assert "Nothing was changed" not in said(difference(SAME), share=0.0, repaired=False), "no repair was wanted"
 
 
 @pytest.mark.parametrize(

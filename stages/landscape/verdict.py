@@ -43,6 +43,8 @@ def statement(
         said.append(f"Failed: {', '.join(failed)}.")
     if unjudged:
         said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}. This is not a pass.")
+    if plan.targets and comparison.frontier and comparison.frontier.published.share == 0:
+        said.append("Nothing was changed, as the repair would break too much.")
     worse = worsened(comparison)
     if must_pass and must_pass.failing:
         worse = [*worse, f"{must_pass}."]
