@@ -241,6 +241,7 @@ def test_what_was_tested_is_said_for_every_kind_of_concept() -> None:
         ((TURNED, CASE), {}, "turn -30° to 30°, case (upper), alone and together"),
         ((WEATHER,), {}, "weather (4 kinds)"),
         ((TURNED, LIGHT), {"changes": [1, 1]}, "turn -30° to 30°, light down to 0.6, one at a time"),
+        ((LIGHT,), {"changes": [1]}, "unchanged inputs"),
         ((LIGHT, CASE), {"levels": {"light": {1: 3, 0.8: 1}}}, "light down to 0.8, case (upper), alone and together"),
     ):
         tested = what_was_tested(in_use(ConceptSpace(concepts), UsageConfig(**usage)))

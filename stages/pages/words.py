@@ -260,7 +260,7 @@ def what_was_tested(space: ConceptSpace) -> str:
     most = int(np.flatnonzero(space.usage.by_changes() > 0).max()) if space.usage else len(space)
     together = {len(space): ", alone and together", 1: ", one at a time" if len(space) > 1 else "", 0: ""}
     up_to = together.get(most, f", alone and up to {_count(most)} together")
-    return f"Tested: {', '.join(ranges)}{up_to}; nothing is known beyond."
+    return f"Tested: {', '.join(ranges) or 'unchanged inputs'}{up_to}; nothing is known beyond."
 
 
 def _occurring(space: ConceptSpace, j: int) -> list[int]:
