@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from stages.command import stage_main
 from stages.concepts import Region
-from stages.core.errors import DecisionNeeded, RejectedError
+from stages.core.errors import DecisionNeeded, RejectedError, UsageError
 from stages.decisions import (
     NO_HUMAN,
     Standing,
@@ -93,17 +93,27 @@ def ruled_on(feedback: FeedbackConfig, landscape: Landscape) -> Sequence[ModeRec
     By `top-k` these are the modes, ordered by their failures beyond the overall rate. Modes are compared with all of
     use, so where one label fails more than others, they name the label. By `worst-groups` these are the groups of
     people that fail more than others of their label, or of the label that `feedback` names, ordered by failure rate.
+
+    Raises:
+        UsageError: by `worst-groups`, if the landscape knows no such groups, or none with that label.
     """
     if feedback.policy != "worst-groups":
         return landscape.modes
     slices = landscape.slices
+    known = [of for of in (slices.attributes if slices else ()) if of.attribute.endswith(AND_LABEL)]
+    if not known:
+        raise UsageError(
+            "feedback.policy is worst-groups, but the landscape has no groups of people: name columns of a table in"
+            " prepare.data.protected, or take the policy top-k"
+        )
     ending = f", {feedback.label}" if feedback.label else ""
+    if not any(one.value.endswith(ending) for of in known for one in of.values):
+        labels = sorted({one.value.rpartition(", ")[2] for of in known for one in of.values})
+        raise UsageError(f"feedback.label is {feedback.label!r}, expected one of {', '.join(map(repr, labels))}")
+    items = {of.attribute: sum(one.items for one in of.values) for of in known}
     worse = [
-        (name, one)
-        for name, one in (slices.worse if slices else ())
-        if name.endswith(AND_LABEL) and one.value.endswith(ending)
+        (name, one) for name, one in (slices.worse if slices else ()) if name in items and one.value.endswith(ending)
     ]
-    items = {of.attribute: sum(one.items for one in of.values) for of in (slices.attributes if slices else ())}
     regions = [Region({}, {name: (one.value,)}) for name, one in worse]
     return [
         GroupRecord(

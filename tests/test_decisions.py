@@ -314,8 +314,11 @@ def test_a_rule_may_take_the_groups_that_fail_more_than_others_of_their_label(la
     assert [group.share for group in feedback.ruled_on(by, summary())] == [0.25, 0.15, 0.5]
     favoured = FeedbackConfig(policy="worst-groups", label="no")
     assert [mode.text for mode in feedback.by_rule(favoured, summary(), "0" * 16).targets] == [told[2][1]]
+    with pytest.raises(UsageError, match="'maybe', expected one of 'no', 'yes'"):
+        feedback.ruled_on(FeedbackConfig(policy="worst-groups", label="maybe"), summary())
     write_json(landscape / "landscape.json", landscape_file(MODES, concepts=CONCEPTS))
-    assert not feedback.by_rule(by, summary(), "0" * 16).modes
+    with pytest.raises(UsageError, match=r"prepare\.data\.protected"):
+        feedback.ruled_on(by, summary())
 
 
 def test_another_landscape_is_refused(landscape: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.landscape.harm import PARTS, HeldOutAnswers, choose_share, harm_at, how_far, keep_budget
-from stages.pages.comparison_report import how_far as how_far_each
+from stages.pages.comparison_report import how_far_each
 from stages.params.repair import HarmConfig
 
 SHARES = [k / PARTS for k in range(1, PARTS + 1)]

@@ -149,7 +149,7 @@ def write_comparison_report(
         invalid=comparison.invalid,
         frontier_picture=frontier_picture(frontier) if frontier else None,
         equal_harm=" ".join(at_same_harm(comparison)),
-        how_far=how_far(harm or {}),
+        how_far=how_far_each(harm or {}),
         risen_slices=risen_slices(comparison),
         titles=TITLES,
         contents=contents_of(TITLES, parts | ends | {"provenance": provenance}),
@@ -179,7 +179,7 @@ def frontier_picture(found: records.Frontier) -> Picture:
     return Picture(told, figures.frontier_chart(found))
 
 
-def how_far(harm: Mapping[str, records.Harm]) -> str:
+def how_far_each(harm: Mapping[str, records.Harm]) -> str:
     """Say how far the repair and its control went to what they learnt, and what stopped them."""
     said: list[str] = []
     for copy, one in harm.items():
