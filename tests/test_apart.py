@@ -23,11 +23,9 @@ APART = (  # files, and folders with all that is in them
     "stages/usage/",
     "stages/ratings/fit.py",
     "stages/concepts/corruptions.py",
-    "stages/concepts/rows.py",
     "stages/tasks/classification/corrupted.py",
     "stages/tasks/classification/init/",
     "stages/tasks/functions/",
-    "stages/tasks/tabular/",
     *(f"stages/explorers/{rival}.py" for rival in ("agents", "rivals")),
 )
 

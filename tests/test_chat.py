@@ -261,7 +261,7 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs, concepts, prepare, s
 def test_every_answer_of_the_default_audit_is_in_its_article():
     audit = yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]["questions"]
     questions, skipped = JsonQuestions.model_validate(audit["prepare"]["data"]).load(ROOT / "data/questions/inputs")
-    assert len(questions) == 101 and not skipped
+    assert len(questions) == 200 and not skipped
     for one in questions:
         assert any(holds(one.context, answer) for answer in one.answers), one
 
