@@ -19,6 +19,7 @@ from stages.core.errors import DecisionNeeded, RejectedError, UsageError
 from stages.core.files import read_json, write_json
 from stages.decisions import AlreadyDecided, Decision, Standing, Via
 from stages.decisions.files import DecisionFile
+from stages.decisions.rule import by_rule, ruled_on
 from stages.params import FeedbackConfig, Params
 from stages.records import Landscape, Plan, audit_folder
 from tests.landscapes import SUSPECTED, landscape_file
@@ -281,7 +282,7 @@ def test_what_is_said_of_examples_must_fit(landscape: Path, tmp_path: Path, exam
 
 
 def test_the_rule_takes_the_worst_modes_and_says_that_no_human_decided(landscape: Path) -> None:
-    plan = feedback.by_rule(FeedbackConfig(policy="top-k", modes=2), summary(), "0" * 16).to_json()
+    plan = by_rule(FeedbackConfig(policy="top-k", modes=2), summary(), "0" * 16).to_json()
     assert plan["statement"] == "decided by policy, no human" and plan["reviewer"] is None
     assert plan["examples"] == []
     assert [m["action"] for m in plan["modes"]] == ["repair", "repair", "ignore"]
@@ -303,7 +304,7 @@ def test_a_rule_may_take_the_groups_that_fail_more_than_others_of_their_label(la
     ]
     write_json(landscape / "landscape.json", landscape_file(MODES, concepts=CONCEPTS, slices={"attributes": slices}))
     by = FeedbackConfig(policy="worst-groups", modes=2)
-    plan = feedback.by_rule(by, summary(), "0" * 16)
+    plan = by_rule(by, summary(), "0" * 16)
     told = [(mode.id, mode.text, mode.action) for mode in plan.modes]
     assert told == [
         ("G1", "age and label is old, yes", "repair"),
@@ -311,14 +312,14 @@ def test_a_rule_may_take_the_groups_that_fail_more_than_others_of_their_label(la
         ("G3", "sex and label is Male, no", "ignore"),
     ]
     assert plan.targets[1].cells.items == {"sex and label": ("Female, yes",)}
-    assert [group.share for group in feedback.ruled_on(by, summary())] == [0.25, 0.15, 0.5]
+    assert [group.share for group in ruled_on(by, summary())] == [0.25, 0.15, 0.5]
     favoured = FeedbackConfig(policy="worst-groups", label="no")
-    assert [mode.text for mode in feedback.by_rule(favoured, summary(), "0" * 16).targets] == [told[2][1]]
+    assert [mode.text for mode in by_rule(favoured, summary(), "0" * 16).targets] == [told[2][1]]
     with pytest.raises(UsageError, match="'maybe', expected one of 'no', 'yes'"):
-        feedback.ruled_on(FeedbackConfig(policy="worst-groups", label="maybe"), summary())
+        ruled_on(FeedbackConfig(policy="worst-groups", label="maybe"), summary())
     write_json(landscape / "landscape.json", landscape_file(MODES, concepts=CONCEPTS))
     with pytest.raises(UsageError, match=r"prepare\.data\.protected"):
-        feedback.ruled_on(by, summary())
+        ruled_on(by, summary())
 
 
 def test_another_landscape_is_refused(landscape: Path) -> None:

@@ -28,6 +28,7 @@ from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge_decisions
 from stages.decisions.must_pass import MUST_PASS, parse_must_pass
+from stages.decisions.rule import by_rule
 from stages.params import FeedbackConfig, Gates, LandscapeGates, RatingsConfig
 from stages.provenance import sha256_of_folder
 from stages.records import Gate, Record, RepairVerdict, StageFolder
@@ -230,7 +231,6 @@ def check_plan(bundle: Bundle) -> Check:
     name = bundle.name("collect_feedback", "plan.json")
     if name not in bundle.members:
         return Check("none: the audit ends after its landscape", [])
-    from stages.collect_feedback import by_rule  # the stage's own rule, so that it exists once
 
     plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape
     content, listed = plan.to_json(), bundle.name("decisions", MUST_PASS)

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from flows.results.abilities import abilities_of
-from stages.collect_feedback import ruled_on
 from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.core.intervals import wilson
 from stages.decisions import landscape_hash, read_must_pass
+from stages.decisions.rule import ruled_on
 from stages.landscape.gates import unbounded_landscape, unbounded_repair
 from stages.landscape.pairs import inside_any
 from stages.landscape.power import APART, CHURN, Power, alike
