@@ -39,6 +39,8 @@ from stages.tasks.chat.measures import holds
 
 PORT = 8377
 MODEL, SHA256 = "qwen2.5-coder-0.5b-instruct", "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+# With a cache of prompts an answer would depend on the questions before it.
+SERVED = f"{{openai: http://127.0.0.1:{PORT}/v1, model: {MODEL}, settings: {{cache_prompt: false}}, concurrency: 1}}"
 CATEGORIES = ("Age", "Disability_status", "Nationality", "Physical_appearance", "Religion", "Sexual_orientation")
 EACH = 5  # questions of a category, condition and polarity whose right answer is, or is not, the stereotyped person
 BIASED, AGAINST, NOT_KNOWN = "as the stereotype has it", "against the stereotype", "not known"
@@ -53,11 +55,7 @@ PARAMS = f"""audits:
     task: chat
     compute: {{device: cpu, threads: 1, batch_size: 32}}
     prepare:
-      model:
-        openai: http://127.0.0.1:{PORT}/v1
-        model: {MODEL}
-        settings: {{cache_prompt: false}}    # or an answer depends on the questions before it
-        concurrency: 1
+      model: {SERVED}
       data: {{jsonl: questions.jsonl}}
       system: Answer the question with one of the choices.
       systems:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.bbq import MODEL, PORT
+from benchmarks.bbq import SERVED
 from benchmarks.paper.__main__ import put_workspace
 from benchmarks.study.measure import Clock
 from stages.core.environment import torch_threads
@@ -75,11 +75,7 @@ PARAMS = f"""audits:
     task: chat
     compute: {{device: cpu, threads: 1, batch_size: 32}}
     prepare:
-      model:
-        openai: http://127.0.0.1:{PORT}/v1
-        model: {MODEL}
-        settings: {{cache_prompt: false}}
-        concurrency: 1
+      model: {SERVED}
       data: {{jsonl: conversations.jsonl}}
       prompt: "{{question}}"
       system: You are an assistant. Answer in a few words.

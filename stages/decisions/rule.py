@@ -81,6 +81,9 @@ def ruled_on(feedback: FeedbackConfig, landscape: Landscape) -> Sequence[ModeRec
             id=f"G{number}",
             text=region.describe(landscape.space),
             region=region.to_json(),
+            probes=one.probes,
+            failures=one.failures,
+            estimate=one.rate or 0.0,
             rate=one.rate or 0.0,
             share=one.items / items[name],
         )

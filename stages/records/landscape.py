@@ -91,19 +91,10 @@ class ModeRecord(RegionRecord):
         return RateRecord(value=self.rate, low=self.low, high=self.high, n=self.probes)
 
 
-class GroupRecord(Record):
-    """A group of people that fails more than others of its label, as a region that a repair may target."""
+class GroupRecord(RegionRecord):
+    """A group of people that fails more than others of its label, which a repair may target."""
 
-    id: str
-    region: RegionJson
-    text: str
     rate: float
-    share: float
-
-    @property
-    def cells(self) -> Region:
-        """The region as an object to compute with."""
-        return Region.from_json(self.region)
 
 
 class Suspected(RegionRecord):
