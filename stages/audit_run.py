@@ -1,7 +1,5 @@
 """What stages that query a model have in common: the audit, its model, and a scratch folder from which they resume."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path

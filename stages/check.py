@@ -1,7 +1,5 @@
 """Check audits before anything runs and report all errors at once. Only commands import this module, no stage does."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

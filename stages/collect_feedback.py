@@ -5,8 +5,6 @@ With `feedback.reviewers: 2` two people have to decide, and `stages.decisions.me
 With `feedback.policy: top-k` or `worst-groups` a rule decides, and every page that shows the plan states this.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from stages.command import stage_main

@@ -1,7 +1,5 @@
 """The command line that all stages share: `python -m stages.NAME AUDIT`."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Compare before and after the repair: rates, landscapes, and where failures may have moved. No model is queried."""
 
-from __future__ import annotations
-
 from stages.command import stage_main
 from stages.landscape.before_after import compare_models
 from stages.params import load_params

@@ -1,7 +1,5 @@
 """Check a repair against its gates, and write its report and model card in seconds, without querying a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

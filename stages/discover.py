@@ -5,8 +5,6 @@ separate budget then measures robustness: how few small steps make the model fai
 are made here too, except the fresh probes that summarize places in regions that seem to fail.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Shares are independent and may run anywhere; discover merges them.
 """
 
-from __future__ import annotations
-
 from contextlib import closing
 
 from stages.audit_run import AuditRun

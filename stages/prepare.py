@@ -1,7 +1,5 @@
 """Convert the model under test and its items to one standard form."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from stages.command import stage_main

@@ -3,8 +3,6 @@
 It also lists the SHA-256 of the files the stage read and wrote, so that results can be traced from stage to stage.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

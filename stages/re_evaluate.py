@@ -3,8 +3,6 @@
 This stage judges nothing: `compare` and `conclude` use its outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

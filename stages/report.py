@@ -1,7 +1,5 @@
 """Check a landscape against its gates, and write its report in seconds, without querying a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import isnan

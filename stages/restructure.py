@@ -4,8 +4,6 @@ A control is trained beside it, which differs only in what it is aimed at. If `t
 again with other seeds and numbers of steps, so that re_evaluate can compare them where they break as much.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace

@@ -4,8 +4,6 @@ The model is queried again inside suspected failure modes, with probes kept back
 own probes overestimate the failure rates of the regions it found.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """`faded propose`: ask a language model for concepts, screen them, and on request write them to params.yaml."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

@@ -3,8 +3,6 @@
 With `--spot-check`, people judge randomly drawn probes, and the failure rate is corrected by their verdicts.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, replace

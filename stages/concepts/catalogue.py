@@ -1,7 +1,5 @@
 """Code that the concepts of all modalities share: checks of an audit's levels, and the grid that they span."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -14,8 +14,6 @@ code that made the benchmark's files:
 All random draws come from the probe's random number.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zlib

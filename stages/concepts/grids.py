@@ -5,8 +5,6 @@ Perturbations") applies one corruption at a time. Its grid is therefore not the 
 the corruption and its severity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from stages.concepts.space import Level

@@ -10,8 +10,6 @@ To add your own concept, put an `ImageConcept` into the `catalogue` of a subclas
 docs/own-task.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Filled prompts are tidied: leftovers of an unsaid slot (a double space, a dangli
 template's own "a" or "an" before a slot is adapted to the next word.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence

@@ -7,8 +7,6 @@ units differ. A concept for a group of columns has the group's name as a suffix:
 A row is d numbers: measurements as they are, the number of each category, dates in days; NaN is a gap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase

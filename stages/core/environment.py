@@ -3,8 +3,6 @@
 Keep this module to the standard library: every command and every stage pays for its imports at start-up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

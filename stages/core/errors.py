@@ -6,8 +6,6 @@ and with 70 for a bug, which no retry fixes; `faded` turns both into 3.
 Every class also derives from a builtin error, so that users of the library can catch it without importing Faded.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Query git."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

@@ -4,8 +4,6 @@ A key signs what its owner vouches for: evidence bundles (flows/evidence) and de
 its public half where they look it up; the private half never leaves this folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -7,8 +7,6 @@ from the ledger, and only the others query the model. So a resumed run equals an
 to the file.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import sys

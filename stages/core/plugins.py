@@ -4,8 +4,6 @@ The stages that may run a distribution's code depend on it: faded.json lists its
 (stages/code.py).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint, entry_points

@@ -1,7 +1,5 @@
 """Report the progress of a long loop: a bar on a terminal, occasional lines if the output is a pipe or a file."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

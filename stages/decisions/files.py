@@ -4,8 +4,6 @@ They belong in git. Each contains the hashes of those before it, so that all but
 unnoticed changes and removal; the newest is pinned by git, and by the evidence of an audit (`faded evidence`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -6,8 +6,6 @@ like its workspace. The keys are `repairs.AUDIT.feedback.keys`: reviewers' names
 names are not verified.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -3,8 +3,6 @@
 How far they agree is measured, on the actions for failure modes and on the scores of examples.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence

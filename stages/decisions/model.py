@@ -1,7 +1,5 @@
 """The content of a person's decision on a landscape, and the record of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 

@@ -1,7 +1,5 @@
 """Pairs of item and cell that must pass after the next repair: data/<audit>/decisions/must_pass.csv."""
 
-from __future__ import annotations
-
 import io
 import re
 

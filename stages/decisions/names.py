@@ -1,8 +1,6 @@
 # ruff: noqa: RUF001  # characters that look like others are what this file is about
 """Names of reviewers: which are valid, when two are one person's, and when one only looks like another."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What a rule decides where no person does: `feedback.policy` top-k or worst-groups."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from stages.concepts import Region

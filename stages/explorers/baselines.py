@@ -3,8 +3,6 @@
 Sagar et al. (ICML 2024) compare their agent with random search, an epsilon-greedy search and a threshold search.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from pydantic import Field
 from scipy.stats import qmc

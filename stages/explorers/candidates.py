@@ -4,8 +4,6 @@ A generator only names pairs of item and cell. The acquisition decides which of 
 costs computing time, not probes. One generator is an autoregressive policy over cells, trained inside a surrogate.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ decides how many each may name next. The policy is also kept, as an amortised pr
 if the budget is too small to learn from.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 

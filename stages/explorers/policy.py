@@ -3,8 +3,6 @@
 They are stored as safetensors and JSON, never as a pickle (as SB3's own `save` does).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from abc import ABC, abstractmethod

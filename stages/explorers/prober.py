@@ -5,8 +5,6 @@ ledger (from before a kill, or made by the other explorer) does not query the mo
 same price for the same knowledge.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

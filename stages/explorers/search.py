@@ -1,7 +1,5 @@
 """A search by the explorer and its control, with the same budget of unique probes, on the same items."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ Each share is written by one stage, and they are merged by another. The result d
 shares are read: probes are sorted as shares that run side by side at the same speed would have made them.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

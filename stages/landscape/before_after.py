@@ -1,7 +1,5 @@
 """Compare the models before and after a repair, and after fewer steps, to find the cheapest training that passes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 

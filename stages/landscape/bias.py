@@ -6,8 +6,6 @@ coin rarely give 24 heads. So each is shown beside its expectation under chance,
 and is corrected for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 

@@ -16,8 +16,6 @@ hardly lie above the rate of the whole.
 Whether they can be reproduced is measured, too: which failure modes of one run another run also finds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod

@@ -5,8 +5,6 @@ is the mean over corruptions (Hendrycks and Dietterich 2019). They are counted o
 are all pairs of item and cell if the budget covers them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

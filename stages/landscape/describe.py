@@ -3,8 +3,6 @@
 If people's ratings define what a failure is, they are compared with the automatic measure on the same probes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

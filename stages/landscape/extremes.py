@@ -1,7 +1,5 @@
 """The cells of a landscape that fail most and least; a separate file, because the report must not import more."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from stages.concepts import ConceptSpace

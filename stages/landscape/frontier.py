@@ -5,8 +5,6 @@ taken at several numbers of steps and shares of the way to what was learnt (Wort
 much of what passed before fails.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

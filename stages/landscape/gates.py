@@ -5,8 +5,6 @@ all gates passed, they bound how often the model may still fail and not only how
 that was found lies above these bounds or got worse. Amber: everything between.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Probes are those of their controls, weighted by use. All intervals resample item
 quantity (`stages.core.intervals.Resampler`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce

@@ -9,8 +9,6 @@ Comparable libraries do not limit the overlap of regions, so the first six regio
 times the same place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import prod

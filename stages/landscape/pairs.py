@@ -4,8 +4,6 @@ All trainings of a repair and its control, the whole way and half-way, are queri
 What they mend against what they break shows what aiming is worth, see `stages.landscape.frontier`.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Estimate which changes by a repair the test items can detect, before its training takes time."""
 
-from __future__ import annotations
-
 from math import ceil, sqrt
 from statistics import NormalDist
 from typing import NamedTuple

@@ -10,8 +10,6 @@ arXiv:2311.01453). For yes or no, with the best power, this is the rate at which
 measure fails, and among what it passes, weighted by how often the measure fails in use.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from io import BytesIO
 from math import sqrt

@@ -1,7 +1,5 @@
 """Summarize the smallest failing changes: how robust items are, and in which directions they are weakest."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ failures costs the distance they move through concept space. There are two views
 are, whatever their amount; *null_cell* also compares their amount, with a null cell that holds what does not fail.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Examples of a landscape as people would see them: of modes, of the smallest changes, and of the extreme cells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Compute the landscape from a model's probes, in one function."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

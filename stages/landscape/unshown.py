@@ -6,8 +6,6 @@ from the rate in use. The error of that rate depends on no region, and that of t
 bound holds however modes are chosen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import hypot
 from typing import NamedTuple

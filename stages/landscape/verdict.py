@@ -1,7 +1,5 @@
 """The verdict on a repair: whether its gates passed, and its effects in sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from stages.landscape.compare import change_in_points

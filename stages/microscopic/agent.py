@@ -9,8 +9,6 @@ the model fails. The observation is the model's own embedding of the item, the p
 there by the last answer. That is all the next step depends on, so an agent needs no memory.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import gymnasium as gym

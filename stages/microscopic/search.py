@@ -1,7 +1,5 @@
 """Microscopic exploration: find the smallest change, in single steps of single concepts, that makes the model fail."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Settings of the agent that walks in small steps, in a separate file so that checking them does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

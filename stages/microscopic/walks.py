@@ -3,8 +3,6 @@
 A step changes one concept by one level, away from the item's start.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Sections of both reports on attributes that the input leaves open: shares by value, and how biased they are."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The report on a repair: changes in the target modes, changes elsewhere, and the verdict."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

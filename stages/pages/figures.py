@@ -1,7 +1,5 @@
 """Charts as SVG, so that they need no script, print as they are, and follow the colours of the page."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial

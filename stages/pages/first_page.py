@@ -3,8 +3,6 @@
 It is for readers with two minutes, and prints as one or two pages; the rest of the report has the details.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple

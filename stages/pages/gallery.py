@@ -1,7 +1,5 @@
 """Examples of probes: images as data URIs and texts with marked changes, small enough for a page sent by mail."""
 
-from __future__ import annotations
-
 import base64
 import io
 import struct

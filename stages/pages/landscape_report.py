@@ -1,7 +1,5 @@
 """The report on a landscape: where the model fails, how certain that is, and examples of failures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The landscape over two concepts at a time, averaged over the others, as maps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial

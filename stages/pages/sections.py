@@ -1,7 +1,5 @@
 """Sections of both reports whose sentences and pictures need more than their record, such as the search's."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle

@@ -1,7 +1,5 @@
 """Texts on a page: changes are marked, and long texts are folded."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher

@@ -1,7 +1,5 @@
 """Numbers, names and sentences for people: on use, gates, decisions, and what failing means; and the glossary."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence

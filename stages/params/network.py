@@ -4,8 +4,6 @@ On Linux the kernel refuses sockets that leave the machine to the whole process,
 (seccomp, which needs no privilege and cannot be undone). On every system Python refuses them too, and explains why.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

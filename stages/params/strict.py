@@ -4,8 +4,6 @@ Errors state the place, what was found and what was expected. Aliases are shared
 can stand for billions of values: its size with aliases expanded is computed before anything is built.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import reprlib

@@ -1,7 +1,5 @@
 """`usage:` of an audit: how often changes occur in use, which every rate, draw and share follows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal

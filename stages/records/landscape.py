@@ -1,7 +1,5 @@
 """Records of a landscape: summarize's landscape.json, and the verdict on it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Literal
 

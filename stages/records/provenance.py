@@ -1,7 +1,5 @@
 """Where results are from: what prepare found, the provenance beside all outputs, and the manifest of a bundle."""
 
-from __future__ import annotations
-
 from typing import Any, NotRequired, TypedDict
 
 from pydantic import Field

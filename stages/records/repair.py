@@ -1,7 +1,5 @@
 """Records of a repair: the plan, the comparison of before and after, and the verdict."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Records of searches and their cost, and of the search for the smallest failing changes."""
 
-from __future__ import annotations
-
 from stages.records.base import Metrics, OpenRecord, Record
 
 

@@ -1,7 +1,5 @@
 """Records of failure rates by the values of the attributes of items, and of how far answers are biased."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from stages.records.base import Listed, RateRecord, Record

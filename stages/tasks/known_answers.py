@@ -5,8 +5,6 @@ asks for these again. Settings of speed and retries change no answer, so they ar
 too high can be lowered, and a search resumes where it was.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Those of ImageNet are known by name, and by the WordNet IDs that name its folders.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A data set is a folder of the user, or a hub repository in the local cache. No c
 repository are downloaded, and they are read like a local folder.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from abc import abstractmethod

@@ -6,8 +6,6 @@ without loading anything.
 `Source` is their base class, for all tasks.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from abc import abstractmethod

@@ -1,7 +1,5 @@
 """The worker's side: a process in the worker's clone brings the stage up to date, watched by the runner's task."""
 
-from __future__ import annotations
-
 import os
 import socket
 import tempfile

@@ -1,7 +1,5 @@
 """The catalogue of text concepts, the grid they span, and how its cells are applied to articles."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

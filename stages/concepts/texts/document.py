@@ -3,8 +3,6 @@
 Random draws depend only on (seed, item, concept, repeat) and on the place in the article.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace

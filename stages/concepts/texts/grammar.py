@@ -3,8 +3,6 @@
 The rules cover English main clauses, not all of English: if a tag is wrong or a clause unusual, so is the change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

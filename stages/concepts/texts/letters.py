@@ -1,7 +1,5 @@
 """Concepts of the keyboard and the machine: letters, punctuation, capitals and spaces."""
 
-from __future__ import annotations
-
 import string
 import unicodedata
 from collections.abc import Callable, Sequence

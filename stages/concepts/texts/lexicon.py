@@ -6,8 +6,6 @@ not imported) and the table of synonyms beside this file (WordNet 3.0, its licen
 use.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Concepts of whole words and sentences: order, omission, repetition and replacement."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any

@@ -20,8 +20,6 @@ reader, who chose these rules in eight rounds of reading samples, and `VAGUE` by
 errors. The price of the rules is that 663 words have alternatives instead of 7,339.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import defaultdict

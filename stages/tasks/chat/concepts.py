@@ -5,8 +5,6 @@ question. Random draws depend only on the seed, the item, the concept and the re
 a weaker one does: the second distractor is added to the first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

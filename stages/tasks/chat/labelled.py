@@ -4,8 +4,6 @@ Each question has four: a right and a wrong one, both as short as possible and p
 judge that goes by length is therefore wrong as often as one that always gives the same verdict.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from random import Random

@@ -4,8 +4,6 @@ Words are compared as in the SQuAD evaluation (Rajpurkar et al. 2016, section 6.
 articles a, an, the. In addition, hyphens separate words and a possessive 's is dropped: "28-year-old" contains 28.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -1,7 +1,5 @@
 """What a probe of a chat model is, what counts as a failure, and how the model is loaded, repaired or not."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The chat task: its probes, and the repair of its prompts."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The built-in image classification task."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from stages.tasks.classification.probes import ClassifierProbes

@@ -9,8 +9,6 @@ but its speed-up varies with the load of the machine, and a choice that varied w
 same audit. The speed-up is only measured to report it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -5,8 +5,6 @@ as in ImageNet-C (stages/concepts/grids.py). `Corrupted` extends an audit's clas
 them; other audits never use this code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache

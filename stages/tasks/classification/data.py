@@ -1,7 +1,5 @@
 """Data loaders, each of which makes a `Pool` from one kind of source. To add one, add its key to DATA_LOADERS."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

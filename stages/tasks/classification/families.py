@@ -3,8 +3,6 @@
 A network is rebuilt from it without its weights; timm and transformers load the same folder by their own config.json.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

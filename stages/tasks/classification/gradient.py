@@ -1,7 +1,5 @@
 """Noise along a classifier's gradient, by Foolbox: FGSM (Goodfellow et al. 2015) and PGD (Madry et al. 2018)."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Model loaders, each of which makes a `Classifier` from one kind of source. To add one, add it to MODEL_LOADERS."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal

@@ -5,8 +5,6 @@ and transformers with the config.json by which they load it (`library`). A black
 answers to a few inputs (`black_boxes`). Models are loaded by `loaders`, whose base classes are here, too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import pickle

@@ -1,7 +1,5 @@
 """Image classification under test: what a probe is, and what counts as a failure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property

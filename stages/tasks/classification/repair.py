@@ -20,8 +20,6 @@ Dropout and batch normalisation stay in evaluation mode: batches mix changed and
 of such a mixture would shift the model's answers to clean images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 Also what the answers to unchanged items say against the model, the expected answers or the number of items.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The three kinds of items for a function under test, changed by concepts and passed in the form the user gave."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

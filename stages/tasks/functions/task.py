@@ -4,8 +4,6 @@ In an audit of the pipeline `prepare.model` names the function, `prepare.concept
 package.module:name, and `prepare.items` a table in the audit's inputs, as `Result.to_workspace` writes it.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

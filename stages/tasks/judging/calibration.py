@@ -3,8 +3,6 @@
 All intervals are 95% and resample items, because answers to one item are not independent evidence.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations

@@ -6,8 +6,6 @@ and if the verdict follows the position, the judge abstains. A reply that cannot
 nothing is guessed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple, Protocol, TypeAlias

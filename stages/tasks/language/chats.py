@@ -1,7 +1,5 @@
 """Chat models behind chat completions, and the loaders of all chat models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar

@@ -12,8 +12,6 @@ fixed places, so prompts of that length share a batch only with prompts of the s
 with torch 2.13 and oneDNN on AVX-512; GPUs choose kernels by the number of rows, so nothing is guaranteed there.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby

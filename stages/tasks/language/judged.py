@@ -1,7 +1,5 @@
 """Base of the tasks whose models answer in texts, by a measure, or by a language model that judges."""
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A judge is stored in prepare's assets, like the model under test in its folder, 
 judge has its own account of answers and cost.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence

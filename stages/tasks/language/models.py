@@ -4,8 +4,6 @@ The format is a folder as transformers writes it (config.json, model.safetensors
 A loader converts one kind of model into such a folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

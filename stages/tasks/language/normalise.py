@@ -4,8 +4,6 @@ A normalisation uses only what a text itself shows, so that it can run before an
 alone that does not show its change.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import unicodedata

@@ -5,8 +5,6 @@ articles again after a benign edit and keeps every discrepancy. From these the t
 rate of false alarms, without querying the model again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence

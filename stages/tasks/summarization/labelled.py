@@ -5,8 +5,6 @@ one error added. The measure `unsupported` was evaluated on 500 of them (benchma
 judges are calibrated on them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice

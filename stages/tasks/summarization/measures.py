@@ -4,8 +4,6 @@ Similarity of embeddings shows whether a summary is about the article, but hardl
 number, so what the article does not support is measured separately (see `support`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

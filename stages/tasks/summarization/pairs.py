@@ -5,8 +5,6 @@ articles unchanged. Examples that people judged are added: a corrected
 answer is learnt instead of the model's, and an answer rated `GOOD` or better is learnt unchanged.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -16,8 +16,6 @@ A repaired model is written to its own folder and does not replace the base: wha
 names the base by its content hash.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import ChainMap
 from collections.abc import Sequence

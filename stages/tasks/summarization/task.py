@@ -1,7 +1,5 @@
 """The summarization task: its probes, and the repair of a copy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from stages.tasks.contract import RepairPlan, RepairRecord

@@ -9,8 +9,6 @@ keys, and its logits have to be those of the model in memory and not those of th
 wrongly would otherwise be judged by `re_evaluate` as if it were none.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import warnings

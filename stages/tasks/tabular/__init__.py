@@ -1,7 +1,5 @@
 """Classification of table rows with scikit-learn, or by a user's own model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from stages.tasks.contract import RepairPlan, RepairRecord

@@ -1,7 +1,5 @@
 """Tables: a data set of scikit-learn, or a file of the user; and their rows as numbers, which concepts change."""
 
-from __future__ import annotations
-
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

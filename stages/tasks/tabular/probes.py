@@ -1,7 +1,5 @@
 """Classification of rows under test: what a probe is, and what counts as a failure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

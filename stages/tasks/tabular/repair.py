@@ -8,8 +8,6 @@ By `threshold` the model answers a class in a group more readily, until the rows
 fail no more often in the group than in others. A control does the same in all groups.
 """
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

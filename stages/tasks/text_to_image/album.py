@@ -4,8 +4,6 @@ They are captioned pictures of the audit or of a person, and the model's own: th
 target modes that the judge finds right (rejection sampling).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

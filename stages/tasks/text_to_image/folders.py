@@ -1,7 +1,5 @@
 """Check that a folder of diffusers is a pipeline that draws from text, and read it without noise on the terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import inspect

@@ -1,7 +1,5 @@
 """Items of a text-to-image audit: prompt templates with noise seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

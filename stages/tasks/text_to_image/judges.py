@@ -4,8 +4,6 @@ A judge names the attributes of a picture (colour: red), and abstains if it cann
 loaders.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

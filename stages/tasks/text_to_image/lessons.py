@@ -1,7 +1,5 @@
 """What a repair learns in each step: captioned pictures, or pairs of a better and a worse picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

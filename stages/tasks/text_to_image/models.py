@@ -4,8 +4,6 @@ The format is a folder as diffusers writes it (model_index.json, a folder with s
 weights in the precision they were stored in, and faded.json beside it. To add a loader, add it to MODEL_LOADERS.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import inspect

@@ -3,8 +3,6 @@
 To add a source, add it to PICTURE_LOADERS.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

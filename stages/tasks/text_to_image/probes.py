@@ -1,7 +1,5 @@
 """The text-to-image task without its repairs: what a probe is, and what counts as a failure."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,6 @@ A repaired pipeline is written to its own folder and does not replace the base: 
 the base by its content hash.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -8,8 +8,6 @@ from 16 on gave equal bits, smaller ones pixels that occasionally differ by 1/25
 nothing is guaranteed there.
 """
 
-from __future__ import annotations
-
 import inspect
 from abc import ABC, abstractmethod
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """The text-to-image task: its probes, views of many pictures, and the repair of a copy."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

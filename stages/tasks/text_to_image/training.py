@@ -3,8 +3,6 @@
 All methods share AdapterTraining; each has its own lessons and loss.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence

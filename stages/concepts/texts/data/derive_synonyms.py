@@ -9,8 +9,6 @@ A synonym must read well in any context, so few words have one. The rules:
 * one line per word and part of speech: word, N/V/A/R, its synonyms from the most used one down.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import defaultdict
