@@ -1,7 +1,5 @@
 """A sample of the inputs that a model receives in production, for `faded usage --from`."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -42,7 +40,7 @@ class InputLog:
         self.path, self.share, self._left = Path(path), share, most
         self._random, self._lock = random.Random(), Lock()
 
-    def __call__(self, received: str | Mapping[str, Any] | np.ndarray | Image) -> None:
+    def __call__(self, received: "str | Mapping[str, Any] | np.ndarray | Image") -> None:
         """Keep an input, or leave it out.
 
         Args:

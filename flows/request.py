@@ -4,8 +4,6 @@ How a flow run waits without a process is in flows/people/suspend.py, what happe
 flows/people/approval.py.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Mapping
@@ -122,7 +120,7 @@ def deadline(audit: str) -> datetime | None:
     return request.expires if request is not None and request.landscape == present(audit) else None
 
 
-def read_modes(audit: str) -> list[ModeRecord]:
+def read_modes(audit: str) -> "list[ModeRecord]":
     """The failure modes of the audit's current landscape."""
     from stages.records import audit_folder
 

@@ -5,8 +5,6 @@ a run is due, the review pages, and the time limits of decisions. Children die w
 interrupted resumes when it is started again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -263,7 +261,7 @@ def show_links() -> list[str]:
     return audits + own
 
 
-def _watch(console: Console, news: _News, server: OwnServer | None, worker: Child | None, pool: str) -> None:
+def _watch(console: Console, news: "_News", server: OwnServer | None, worker: Child | None, pool: str) -> None:
     from prefect.client.orchestration import get_client
 
     began, look, ask, cut_off = datetime.now(UTC), 0.0, 0.0, False

@@ -1,7 +1,5 @@
 """`faded usage`: show the usage that an audit assumes or states, and measure it on production inputs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +58,7 @@ def show_or_measure(
             _write(name, audit, measured, console)
 
 
-def _reader_of(task: type[Task], name: str) -> type[Reader]:
+def _reader_of(task: "type[Task]", name: str) -> "type[Reader]":
     reader: type[Reader] | None = part_of(task, "usage")
     if reader is None:
         raise UsageError(

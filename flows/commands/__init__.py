@@ -3,8 +3,6 @@
 They only connect other modules, and import them when they run, so that `--help` is fast.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -121,7 +119,7 @@ Preset = Annotated[
 
 def open_workspace(
     audits: list[str] | None, all_: bool, preset: str | None = None, *, to_run: bool = False
-) -> tuple[Params, list[str]]:
+) -> "tuple[Params, list[str]]":
     """Enter the workspace, and return its checked params.yaml and the names of audits, or of their presets if named.
 
     Args:
@@ -150,7 +148,7 @@ def open_workspace(
     return params, names
 
 
-def _preset(params: Params, name: str, preset: str) -> str:
+def _preset(params: "Params", name: str, preset: str) -> str:
     """Return the name of the audit that is this preset of another."""
     if (wanted := f"{name}-{preset}") not in params.audits:
         known = [other.removeprefix(f"{name}-") for other in params.audits if other.startswith(f"{name}-")]

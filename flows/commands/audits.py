@@ -1,7 +1,5 @@
 """Run audits and show their results."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import webbrowser
@@ -192,7 +190,7 @@ def report(
         webbrowser.open(path.resolve().as_uri())
 
 
-def _browse(params: Params, name: str, open_: bool) -> None:
+def _browse(params: "Params", name: str, open_: bool) -> None:
     """Serve the pages of probes until Ctrl-C."""
     with working("reading the probes, and loading what changes their inputs"):
         from flows.people.browse import ShownProbes, serve_probes

@@ -7,8 +7,6 @@ test case for each gate and each measure.
 Also the tables of the gate, of a bundle and its checks for the terminal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, isnan
@@ -339,7 +337,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     )
 
 
-def show_checks(console: Console, checks: Sequence[Check]) -> None:
+def show_checks(console: Console, checks: "Sequence[Check]") -> None:
     """Print each check with what was found, then the mismatches, or how far the result can be trusted."""
     table = new_table("check", "holds", "found")
     for check in checks:
@@ -362,7 +360,7 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
     console.print(f"{summary}{rest}", soft_wrap=True)
 
 
-def show_reproduction(console: Console, found: Reproduced) -> None:
+def show_reproduction(console: Console, found: "Reproduced") -> None:
     """Print every number that is not the same, and how the whole compares."""
     if found.deviations:
         table = new_table(

@@ -1,7 +1,5 @@
 """DVC's view of the workspace: stages, dependencies, and what is stale and why. dvc.yaml is the only graph."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -83,7 +81,7 @@ class Graph:
         selected = self.of(audits)
         return self.downstream(stage.name for stage in selected if stage.stale).among(selected)
 
-    def upstream(self, names: Iterable[str]) -> Graph:
+    def upstream(self, names: Iterable[str]) -> "Graph":
         """These stages and all that they depend on."""
         reached = set(names)
         for stage in reversed(list(self)):
@@ -91,7 +89,7 @@ class Graph:
                 reached.update(stage.upstream)
         return Graph({stage.name: stage for stage in self if stage.name in reached})
 
-    def downstream(self, names: Iterable[str]) -> Graph:
+    def downstream(self, names: Iterable[str]) -> "Graph":
         """These stages and all that depend on them."""
         reached = set(names)
         for stage in self:
@@ -151,7 +149,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     return graph
 
 
-def believe_only_bytes(repo: Repo, hashes: Hashes) -> None:
+def believe_only_bytes(repo: "Repo", hashes: Hashes) -> None:
     """Make DVC hash local files from their bytes, and correct the hashes that it remembers.
 
     Args:

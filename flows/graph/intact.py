@@ -5,8 +5,6 @@ hashed here and compared with dvc.lock, and with the SHA-256 of inputs and outpu
 provenance.json. Only a signature helps against somebody who can rewrite all of these.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -14,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from flows.graph import audit_of, believe_only_bytes
 from flows.graph.lock import LOCK, Hashes, directory_md5, locked_stages
@@ -146,7 +144,7 @@ def refill(outs: Iterable[Any]) -> None:
             out.commit(relink=False)
 
 
-def _forget(repo: Repo, stage: Any) -> None:
+def _forget(repo: "Repo", stage: Any) -> None:
     """Remove a result from dvc.lock and from DVC's run-cache, from which it would be restored."""
     from dvc.stage.cache import _get_stage_hash
     from dvc.stage.serialize import to_single_stage_lockfile
@@ -190,7 +188,7 @@ def _hashed(entry: Mapping[str, Any], key: str) -> dict[Path, str]:
     return {Path(one["path"]): str(one["md5"]) for one in named if "path" in one and "md5" in one}
 
 
-def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFolder) -> Iterator[Damage]:
+def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: "CacheFolder") -> Iterator[Damage]:
     written = cache.listed(md5) if cache.holds(md5, hashes) else {}
     if path.exists() and (present := _listed(path, hashes)) is not None:
         found = directory_md5(present.items()) if path.is_dir() else present["."]
@@ -323,7 +321,7 @@ class CacheFolder:
         self._folder = folder
 
     @classmethod
-    def of_workspace(cls) -> CacheFolder:
+    def of_workspace(cls) -> Self:
         """The cache of the current folder's repository, wherever DVC's settings put it."""
         from dvc.config import Config, ConfigError
 

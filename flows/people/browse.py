@@ -1,14 +1,12 @@
 """Pages that show every probe of an audit, with what the model was given and what it answered; they query no model."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from shlex import quote as shell_quote
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -56,7 +54,7 @@ class ShownProbes:
         self.pictured = any(one.image is not None for one in self.exhibits(np.arange(len(table))[:1]))
 
     @classmethod
-    def read(cls, params: Params, audit: str) -> ShownProbes:
+    def read(cls, params: Params, audit: str) -> Self:
         """Read an audit's probes, and load its task.
 
         Raises:

@@ -3,8 +3,6 @@
 A Prefect variable named after the work pool names the block, so no file of the workspace contains a secret.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -153,7 +151,7 @@ def send_test() -> None:
         raise InfrastructureError(f"the message through {slug} did not arrive: {_why(error)}") from None
 
 
-def block_id(client: SyncPrefectClient, pool: str) -> UUID | None:
+def block_id(client: "SyncPrefectClient", pool: str) -> UUID | None:
     """The id of the block in use, for automations; None if there is none."""
     variable = client.read_variable_by_name(_variable(pool))
     if variable is None:

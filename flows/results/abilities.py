@@ -3,8 +3,6 @@
 Whoever imports a task imports torch, which takes 200 MB for as long as a process lives.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -67,12 +65,12 @@ def _looked_up(params: Params, audit: str) -> Abilities:
     return Abilities(again, measure, tallies, examples, budgeted, _repair_probes(params, audit, task))
 
 
-def _keeps_budget(params: Params, audit: str, task: type[Task]) -> bool:
+def _keeps_budget(params: Params, audit: str, task: "type[Task]") -> bool:
     repair = params.repairs[audit].restructure if audit in params.repairs else None
     return repair is not None and repair.harm is not None and repair.method in task.movable
 
 
-def _repair_probes(params: Params, audit: str, task: type[Task]) -> int | None:
+def _repair_probes(params: Params, audit: str, task: "type[Task]") -> int | None:
     if audit not in params.repairs:
         return None
     repair, items = params.repairs[audit].restructure, params.audits[audit].prepare.get("items")

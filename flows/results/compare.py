@@ -1,7 +1,5 @@
 """Two revisions of an audit, read from git and DVC, and paired; runs that differ in more than the model are refused."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -123,7 +121,7 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
         raise UsageError(f"cannot read revision {revision!r}: {error}; {expected}") from None
 
 
-def _read_whole(files: DVCFileSystem, path: Path, revision: str) -> bytes:
+def _read_whole(files: "DVCFileSystem", path: Path, revision: str) -> bytes:
     """Read a file of a revision and check its bytes, since DVC finds it in its cache or a remote by name alone."""
     data = bytes(files.read_bytes(path.as_posix()))
     named = files.info(path.as_posix()).get("dvc_info", {}).get("md5")  # None for files in git

@@ -1,7 +1,5 @@
 """Estimates of what a run would cost: probes, model calls, time and disk."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -186,7 +184,7 @@ def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
     return median(paces) if paces else 1.0
 
 
-def record_run(params: Params, todo: Sequence[Stage], results: Sequence[StageResult]) -> None:
+def record_run(params: Params, todo: Sequence[Stage], results: "Sequence[StageResult]") -> None:
     """Store how long the stages of a run took, and how much they had to do."""
     record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
 
@@ -235,7 +233,7 @@ def requests_line(params: Params, graph: Graph, name: str) -> str | None:
     return "\n".join(told) or None
 
 
-def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expected) -> str:
+def _requests(params: Params, graph: Graph, name: str, who: str, expected: "Expected") -> str:
     """The same for one service, which the line calls `who`."""
     from stages.tasks.account import money
 

@@ -1,10 +1,9 @@
 """All probes of an audit in one table, to be filtered, sorted and paged: of its searches, and of models compared."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -65,7 +64,7 @@ class ProbeQuery:
     levels: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def read(cls, query: Mapping[str, str], space: ConceptSpace) -> ProbeQuery:
+    def read(cls, query: Mapping[str, str], space: ConceptSpace) -> Self:
         """Read the query of an address; a level that is not one is left out."""
         given = {one.name: query.get(one.name, "") for one in fields(cls) if one.name != "levels"}
         asked = {concept.name: query.get(f"level.{concept.name}", "") for concept in space.concepts}

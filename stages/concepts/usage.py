@@ -12,13 +12,12 @@ distributions"), and without a condition on k they are independent altogether. N
 own on top.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, product
 from math import prod
+from typing import Self
 
 import numpy as np
 
@@ -57,7 +56,7 @@ class Usage:
         levels: Mapping[int, np.ndarray] | None = None,
         combined: Sequence[tuple[float, Mapping[int, int]]] = (),
         measured_on: Mapping[int, float] | None = None,
-    ) -> Usage:
+    ) -> Self:
         """Complete what somebody stated about the use of a grid by assumptions.
 
         Levels of a concept are assumed to be equally common, and each concept to change equally often. `CHANGES` are
@@ -104,7 +103,7 @@ class Usage:
         )
 
     @classmethod
-    def uniform(cls, sizes: Sequence[int], neutral: Sequence[int | None]) -> Usage:
+    def uniform(cls, sizes: Sequence[int], neutral: Sequence[int | None]) -> Self:
         """Return the usage in which all cells are equally common."""
         weights = tuple(np.ones(size) for size in sizes)
         return cls(weights, tuple(neutral), None, np.zeros((0, len(sizes)), dtype=np.int64), np.zeros(0))
@@ -219,7 +218,7 @@ class Usage:
             cells[np.ix_(rows, fixed)] = levels[fixed]
         return cells
 
-    def even(self) -> Usage:
+    def even(self) -> Self:
         """Return the distribution by which a control draws, so that rare conditions are measured, too.
 
         Every number of changes gets a share of the draws that grows with the root of its share of use; among cells
@@ -272,7 +271,7 @@ class Usage:
         masses = self.by_changes()
         return float(masses @ np.arange(len(masses)))
 
-    def times(self, factor: float) -> Usage:
+    def times(self, factor: float) -> Self:
         """Return the usage in which `factor` times as much changes on average, with all else alike.
 
         The odds of every change are multiplied by the same number. Where so many changes never occur, it goes half of

@@ -5,8 +5,6 @@ four times as long as two processes. The last bits of sums also depend on the nu
 processes have neither problem, and one runs per core.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import inspect
@@ -77,7 +75,7 @@ class Crew:
             self._alone -= time.perf_counter() - begun
         return found
 
-    def _opened(self) -> ProcessPoolExecutor | None:
+    def _opened(self) -> "ProcessPoolExecutor | None":
         """Return the pool, and start it once this process has worked alone for long enough."""
         if self._pool is None and self._alone <= 0:
             self._start()
@@ -94,7 +92,7 @@ class Crew:
             atexit.register(self._pool.shutdown, wait=False, kill_workers=True)
 
     def _divide(
-        self, pool: ProcessPoolExecutor, do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]
+        self, pool: "ProcessPoolExecutor", do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]
     ) -> list[Any]:
         found: dict[int, Any] = {}
         with contextlib.suppress(BrokenExecutor):

@@ -6,8 +6,6 @@ What changes no result is left out: comments, docstrings, annotations of functio
 which of our modules a definition is.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import hashlib
@@ -61,8 +59,8 @@ class CodePart:
     attributes: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
     imports: dict[str, Name] = field(default_factory=dict)
-    members: dict[str, CodePart] = field(default_factory=dict)
-    entries: dict[str, CodePart] = field(default_factory=dict)
+    members: "dict[str, CodePart]" = field(default_factory=dict)
+    entries: "dict[str, CodePart]" = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
     is_field: bool = False
     reads_files: bool = False

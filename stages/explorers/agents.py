@@ -5,10 +5,8 @@ the paper's, and QR-DQN) have one output per cell, so they need small grids. Set
 are passed on to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from sb3_contrib import QRDQN, TRPO
@@ -57,7 +55,7 @@ class OnPolicySettings(AgentSettings):
     n_steps: int = Field(1, ge=1, le=1_000_000, description="steps of all environments between two updates")
 
     @model_validator(mode="after")
-    def _enough_to_normalise(self) -> OnPolicySettings:
+    def _enough_to_normalise(self) -> Self:
         if self.n_envs * self.n_steps < 2:
             raise ValueError(f"n_envs * n_steps must be at least 2, found {self.n_envs} * {self.n_steps}")
         return self

@@ -7,11 +7,9 @@ the audit wants it to. Only the first two are facts about the model under test; 
 `discover.settings.reward`.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import gymnasium as gym
 import numpy as np
@@ -134,7 +132,7 @@ class Normaliser:
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     @classmethod
-    def fit(cls, embedding: np.ndarray) -> Normaliser:
+    def fit(cls, embedding: np.ndarray) -> Self:
         """Fit on the embeddings (n, d) of the items searched; a constant feature becomes 0."""
         std = embedding.std(axis=0)
         return cls(embedding.mean(axis=0), np.where(std > 1e-6, std, 1.0))

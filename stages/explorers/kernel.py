@@ -6,8 +6,6 @@ linear regression, without random features or inducing points. With items and ce
 the whole grid is two small matrix products, and memory never holds items x cells x features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -192,7 +190,7 @@ class ProbeArrays:
     margin: np.ndarray
     failed: np.ndarray
 
-    def take(self, rows: np.ndarray) -> ProbeArrays:
+    def take(self, rows: np.ndarray) -> "ProbeArrays":
         return ProbeArrays(self.items[rows], self.cells[rows], self.margin[rows], self.failed[rows])
 
     def __len__(self) -> int:

@@ -11,11 +11,9 @@ have a ceiling.
 **quality-diversity** search by pyribs for the worst failure in every niche of the grid.
 """
 
-from __future__ import annotations
-
 from itertools import combinations
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -206,7 +204,7 @@ class BayesianSettings(Strict):
     )
 
     @model_validator(mode="after")
-    def _remembers_its_startup(self) -> BayesianSettings:
+    def _remembers_its_startup(self) -> Self:
         if self.startup > self.max_history:  # otherwise it would forget below its start-up, and only draw at random
             raise ValueError(f"startup must be at most max_history, found {self.startup} > {self.max_history}")
         return self

@@ -1,10 +1,9 @@
 """Calibrate margins to probabilities of failure, and choose the estimator, both on held-out probes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from scipy.optimize import minimize
@@ -203,7 +202,7 @@ class _Judged:
     log_loss: float
 
     @classmethod
-    def of(cls, estimator: MarginEstimator, evidence: CalibrationProbes) -> _Judged:
+    def of(cls, estimator: MarginEstimator, evidence: CalibrationProbes) -> Self:
         data, weights, fold, margin = evidence.data, evidence.weights, evidence.fold, estimator.held_out
         if isinstance(estimator, Constant):  # the observed rate: nothing to calibrate
             predicted = expit(margin)

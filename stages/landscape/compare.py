@@ -3,8 +3,6 @@
 A task may have measures of its own beside the failure rate, which are also taken of baselines without a model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -303,7 +301,7 @@ def risen(paired: PairedAnswers, space: ConceptSpace, regions: Sequence[Region])
 
 
 def measure_answers(
-    tasks: Mapping[str, LoadedTask], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
+    tasks: "Mapping[str, LoadedTask]", parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
 ) -> pd.DataFrame:
     """Measure the answers of all models and baselines to each pair that is valid for a model, as in measures.parquet.
 
@@ -374,7 +372,7 @@ def _valid(answers: Mapping[str, pd.DataFrame]) -> np.ndarray:
     return np.any([table["valid"].to_numpy(dtype=bool) for table in answers.values()], axis=0)
 
 
-def _checked(task: LoadedTask, table: pd.DataFrame, n: int) -> pd.DataFrame:
+def _checked(task: "LoadedTask", table: pd.DataFrame, n: int) -> pd.DataFrame:
     """Check the measures of n probes; a single infinite value would make every mean infinite."""
     where = f"{type(task).__name__}.measure"
     if len(table) != n:

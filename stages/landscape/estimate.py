@@ -7,12 +7,11 @@ that an explorer drew most probes where it expected failures. The choice of esti
 probabilities, use evenly drawn probes, or all, weighted to stand for use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -275,7 +274,7 @@ class _Seen:
     total: int  # number of items of the audit
 
     @classmethod
-    def of(cls, data: ProbeArrays, space: ConceptSpace, numbers: np.ndarray, averaged: np.ndarray, total: int) -> _Seen:
+    def of(cls, data: ProbeArrays, space: ConceptSpace, numbers: np.ndarray, averaged: np.ndarray, total: int) -> Self:
         flat = space.flat(data.cells)
         row = np.searchsorted(numbers, flat)
         row = np.where(row < len(numbers), row, 0)

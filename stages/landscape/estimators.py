@@ -10,12 +10,10 @@ of an estimate comes from the process's posterior, or from the fits without one 
 Kott 2001, "The delete-a-group jackknife").
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from scipy.special import expit
@@ -176,7 +174,7 @@ class Trees(FoldEnsemble):
         super().__init__(held_out, len(self._models))
 
     @cached_property
-    def _leaves(self) -> list[Leaves]:
+    def _leaves(self) -> "list[Leaves]":
         return [Leaves.of(model, self._inputs) for model in self._models]
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -377,7 +375,7 @@ class Leaves:
     levels: Sequence[np.ndarray]
 
     @classmethod
-    def of(cls, model: HistGradientBoostingRegressor, inputs: Inputs) -> Leaves:
+    def of(cls, model: HistGradientBoostingRegressor, inputs: Inputs) -> Self:
         """Extract the leaves of the trees. scikit-learn has no public way to do so; a test compares the predictions."""
         values, lows, highs = [], [], []
         columns = inputs.items.shape[1] + sum(table.shape[1] for table in inputs.levels)

@@ -4,8 +4,6 @@ Both the repair and its control are judged by repair items that neither learnt f
 test items take no part.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -52,7 +50,7 @@ _CARD = """
 """
 
 
-def keep_budget(held_out: HeldOut, task: Task, trained: Mapping[str, Path], crew: Crew) -> dict[str, Harm]:
+def keep_budget(held_out: "HeldOut", task: Task, trained: Mapping[str, Path], crew: Crew) -> dict[str, Harm]:
     """Move trained models as far back as the budget demands; the whole way stays among the other trainings.
 
     Args:

@@ -5,10 +5,9 @@ the grid hardly adds. Boosted trees with an attribute beside the levels find it 
 estimate how the kinds differ around the landscape's rates, and the model is queried again in the regions found.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -62,9 +61,7 @@ class Rates:
     kinds: tuple[Kind, ...]
 
     @classmethod
-    def of_cells(
-        cls, space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, use: np.ndarray | None = None
-    ) -> Rates:
+    def of_cells(cls, space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, use: np.ndarray | None = None) -> Self:
         """Create the rates (n,) of cells (n, concepts) for all items together, by default equally common."""
         use = np.full(len(cells), 1 / len(cells)) if use is None else use
         return cls(space, cells, use, UNKNOWN, (Kind("", [""], np.ones((1, 1), dtype=bool), rates[None]),))
@@ -84,7 +81,7 @@ class Rates:
         """Share of use of a region, over all items."""
         return region_size(self.space, region, self.attributes) / len(self.attributes)
 
-    def within(self, region: Region) -> Rates:
+    def within(self, region: Region) -> Self:
         """Restrict the rates to the cells of a region, and if it is about some items, to the kinds of these items."""
         inside = region.in_box(self.space, self.cells)
         kinds = [replace(kind, rates=kind.rates[:, inside]) for kind in self.kinds]

@@ -5,12 +5,10 @@ value of an attribute ("label 9"). What fails in a group of people with one labe
 false positives or false negatives, so such a group is compared with the others of its label.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from math import erfc, sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -64,7 +62,7 @@ class _Asked(NamedTuple):
         """Which probes failed (n,)."""
         return self.probes["failed"].to_numpy(dtype=bool)
 
-    def some(self, mask: np.ndarray) -> _Asked:
+    def some(self, mask: np.ndarray) -> Self:
         return self._replace(probes=self.probes[mask], row=self.row[mask])
 
     def rate(self, level: float = LEVEL) -> Rate:
@@ -276,7 +274,7 @@ class _Groups(NamedTuple):
     ends: np.ndarray
 
     @classmethod
-    def of(cls, codes: np.ndarray, values: int) -> _Groups:
+    def of(cls, codes: np.ndarray, values: int) -> Self:
         order = np.argsort(codes, kind="stable")
         sides = (np.searchsorted(codes[order], np.arange(values), side) for side in ("left", "right"))
         return cls(order, *sides)

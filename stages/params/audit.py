@@ -1,10 +1,8 @@
 """One audit, a block under `audits:`: the model under test, its items and concepts, and how it is searched."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -50,7 +48,7 @@ class GradientConfig(Strict):
     steps: int = Field(40, ge=1, le=10_000, description="of pgd")
 
     @model_validator(mode="after")
-    def _each_once_and_rising(self) -> GradientConfig:
+    def _each_once_and_rising(self) -> Self:
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks lists one twice: {', '.join(self.attacks)}")
         if self.epsilons != sorted(set(self.epsilons)):
@@ -80,13 +78,13 @@ class MicroscopicConfig(Strict):
     )
 
     @model_validator(mode="after")
-    def _gradient_needs_items(self) -> MicroscopicConfig:
+    def _gradient_needs_items(self) -> Self:
         if self.gradient is not None and self.method == "none":
             raise ValueError("gradient needs the items of microscopic exploration, found method none")
         return self
 
     @model_validator(mode="after")
-    def _only_agents_take_settings(self) -> MicroscopicConfig:
+    def _only_agents_take_settings(self) -> Self:
         if self.settings and self.method != "rl":
             raise ValueError(f"only method rl takes settings, found {', '.join(self.settings)} for {self.method}")
         return self
@@ -180,7 +178,7 @@ class RatingsConfig(Strict):
     fails_above: float | None = Field(None, ge=1, lt=10, description="of bias: expected ratings above it are failures")
 
     @model_validator(mode="after")
-    def _one_bound(self) -> RatingsConfig:
+    def _one_bound(self) -> Self:
         if (self.fails_below is None) == (self.fails_above is None):
             raise ValueError("expected one of fails_below (ratings of quality) and fails_above (of bias)")
         return self

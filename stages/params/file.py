@@ -1,12 +1,10 @@
 """The complete params.yaml, and reading it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -59,7 +57,7 @@ class RunnerConfig(Strict):
         return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _either_here_or_there(self) -> RunnerConfig:
+    def _either_here_or_there(self) -> Self:
         if self.address is not None:
             if self.kind == "threads":
                 raise ValueError(f"threads have no address, found {self.address!r}: dask and ray take one")
@@ -96,14 +94,14 @@ class Params(Strict):
         return audits
 
     @model_validator(mode="after")
-    def _repairs_have_audits(self) -> Params:
+    def _repairs_have_audits(self) -> Self:
         for name in self.repairs:
             if name not in self.audits:
                 raise ValueError(f"repairs.{name}: there is no audit of that name, found {sorted(self.audits)}")
         return self
 
     @model_validator(mode="after")
-    def _usage_is_of_levels(self) -> Params:
+    def _usage_is_of_levels(self) -> Self:
         for name, audit in self.audits.items():
             if error := usage_error(audit.usage, audit.concepts):
                 raise ValueError(f"audits.{name}.{error}")

@@ -1,8 +1,6 @@
 """One block under `repairs:`: who decides, how the model is repaired, and what the repair has to achieve."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -38,7 +36,7 @@ class FeedbackConfig(Strict):
     )
 
     @model_validator(mode="after")
-    def _rules_ask_nobody(self) -> FeedbackConfig:
+    def _rules_ask_nobody(self) -> Self:
         if self.policy != "wait" and (self.reviewers > 1 or self.timeout_hours is not None):
             raise ValueError(f"with policy {self.policy} nobody decides; reviewers and timeout_hours need policy wait")
         return self
@@ -127,13 +125,13 @@ class GateConfig(Strict):
     change_min: float | None = None
 
     @model_validator(mode="after")
-    def _some_bound(self) -> GateConfig:
+    def _some_bound(self) -> Self:
         if all(getattr(self, name) is None for name in type(self).model_fields):
             raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}; found none")
         return self
 
     @model_validator(mode="after")
-    def _bounds_agree(self) -> GateConfig:
+    def _bounds_agree(self) -> Self:
         for high in (name for name in type(self).model_fields if name.endswith("max")):
             low = high.removesuffix("max") + "min"
             least, most = getattr(self, low), getattr(self, high)
@@ -198,7 +196,7 @@ class RepairConfig(Strict):
         return refuse_old_keys(block, OLD_KEYS_OF_REPAIR)
 
     @model_validator(mode="after")
-    def _compared_with_a_control(self) -> RepairConfig:
+    def _compared_with_a_control(self) -> Self:
         gates = self.gates.model_dump(exclude_none=True, exclude={"slices"})
         named = [f"{measure}.{key}" for measure, of in gates.items() for key in of if key.startswith("minus_control")]
         if named and self.restructure.control == "none":

@@ -1,9 +1,7 @@
 """Gates by slice: bounds for every value of an attribute of the items."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -17,7 +15,7 @@ class SliceGate(Strict):
     max: float | None = Field(None, gt=0, lt=1, description="failure rate in use")
 
     @model_validator(mode="after")
-    def _some_bound(self) -> SliceGate:
+    def _some_bound(self) -> Self:
         if not self.bounds:
             keys = list(type(self).model_fields)
             raise ValueError(f"expected {'at least one of ' if len(keys) > 1 else ''}{', '.join(keys)}; found none")

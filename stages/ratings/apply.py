@@ -4,8 +4,6 @@ The map depends only on the automatic discrepancy, and never decreases: of two p
 one worse. People's ratings change where failing begins, and how far apart answers are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -174,7 +172,7 @@ class RatedTask(LoadedTask):
             badness = np.where(own.valid, badness, np.minimum(badness, np.float32(self.threshold)))
         return ProbeBatch(badness, badness > self.threshold, own.outputs, own.valid, own)
 
-    def again(self) -> RatedTask | None:
+    def again(self) -> "RatedTask | None":
         other = self.task.again()
         return None if other is None else RatedTask(other, self.ratings, self.threshold)
 

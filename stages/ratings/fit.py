@@ -1,7 +1,5 @@
 """Collect people's scores of examples, and learn the map from the automatic discrepancy that best predicts them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,7 +82,7 @@ class Scores(NamedTuple):
     y: np.ndarray  # badness
     items: np.ndarray
 
-    def of(self, which: np.ndarray) -> Scores:
+    def of(self, which: np.ndarray) -> "Scores":
         return Scores(self.x[which], self.y[which], self.items[which])
 
 

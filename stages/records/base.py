@@ -1,7 +1,5 @@
 """Base classes of all records, which are frozen, validated on reading, and written deterministically."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,7 +130,7 @@ class RateRecord(Record):
         return Rate(value, low, high, self.n)
 
     @classmethod
-    def from_rate(cls, rate: Rate) -> RateRecord:
+    def from_rate(cls, rate: Rate) -> Self:
         return cls(**rate.to_json())
 
 

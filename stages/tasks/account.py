@@ -7,15 +7,13 @@ fewer items). It starts over if the model answers differently, or if the last pr
 unchanged, as with `faded audit --force`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -94,7 +92,7 @@ class Bill:
     refused: int = 0
     empty: int = 0
 
-    def plus(self, answer: RecordedAnswer, price: Price | None) -> Bill:
+    def plus(self, answer: RecordedAnswer, price: Price | None) -> "Bill":
         """Return the bill with one more answer."""
         known = answer.prompt_tokens is not None and answer.completion_tokens is not None
         prompt, completion = answer.prompt_tokens or 0, answer.completion_tokens or 0
@@ -161,7 +159,7 @@ class Account:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, audit: str, *settings: object) -> Account:
+    def of(cls, audit: str, *settings: object) -> Self:
         """Open the account of an audit of this workspace."""
         return cls(WORK / "account" / f"{audit}.jsonl", request_key(*settings))
 

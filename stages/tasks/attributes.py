@@ -4,12 +4,10 @@ Where they have none, clusters of their embeddings are unnamed kinds. Explorers 
 comparable scale.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -210,7 +208,7 @@ class PrincipalAxes:
     axes: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray) -> PrincipalAxes:
+    def of(cls, features: np.ndarray) -> Self:
         """Compute the axes of n feature vectors (n, d); if d <= `DIMENSIONS`, features are only standardised."""
         mean, std = features.mean(0), features.std(0)
         std = np.where(std > 1e-6, std, 1.0)  # a constant feature stays at 0
@@ -247,7 +245,7 @@ class Kinds:
     nearest: dict[str, list[str]]
 
     @classmethod
-    def of(cls, item_ids: Sequence[str], vectors: np.ndarray, labels: Sequence[str | None], count: int) -> Kinds:
+    def of(cls, item_ids: Sequence[str], vectors: np.ndarray, labels: Sequence[str | None], count: int) -> Self:
         """Find `count` kinds; the result depends only on the items, not on the seed of the audit.
 
         Args:

@@ -5,8 +5,6 @@ not depend on each other: they meet in `stages.explorers.prober`. A user's own t
 params.yaml as `task: package.module:Class`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from abc import ABC, abstractmethod
@@ -262,7 +260,7 @@ class LoadedTask(ABC):
         raise UsageError(f"restructure.harm: {type(self).__name__} cannot move a model part of the way")
 
     @property
-    def automatic_task(self) -> LoadedTask:
+    def automatic_task(self) -> "LoadedTask":
         """The task without people's ratings, see `stages.ratings`."""
         return self
 
@@ -433,12 +431,12 @@ class Task(LoadedTask):
         return [line for source in cls.sources(context).values() for line in source.prefetch(context.inputs)]
 
     @classmethod
-    def expected_requests(cls, context: TaskContext) -> Expected | None:
+    def expected_requests(cls, context: TaskContext) -> "Expected | None":
         """Estimate the requests to a service, if the model is one that counts tokens; otherwise None."""
         return None
 
     @classmethod
-    def expected_judgements(cls, context: TaskContext) -> Expected | None:
+    def expected_judgements(cls, context: TaskContext) -> "Expected | None":
         """Estimate the requests to a judge, if the task has one; otherwise None."""
         return None
 

@@ -6,8 +6,6 @@ module that begins with a dot is relative to that of the task. These are names r
 depends on code that only helps to choose.
 """
 
-from __future__ import annotations
-
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -86,7 +84,7 @@ class Draft:
     config: Mapping[str, Any]
     new: Mapping[str, list[Level]] = field(default_factory=dict)
 
-    def plus(self, concept: str, levels: Sequence[Level], new: Sequence[Level], **config: Any) -> Draft:
+    def plus(self, concept: str, levels: Sequence[Level], new: Sequence[Level], **config: Any) -> "Draft":
         """Return the draft with other levels of a concept, some of them new, and with other keys of `prepare:`."""
         return Draft(
             {**self.concepts, concept: list(levels)},

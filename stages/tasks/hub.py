@@ -4,8 +4,6 @@ Stages read only the local cache, so an audit needs no network. `faded prefetch 
 Files that could run code when read are never downloaded: no pickles, no Python files.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +91,7 @@ class Repository:
         """Download it unless it is a folder under inputs; return a line for people."""
         return [] if self.local(inputs, where) is not None else [self.fetch(where)]
 
-    def cached(self, inputs: Path, where: str) -> Snapshot:
+    def cached(self, inputs: Path, where: str) -> "Snapshot":
         """Find it in the local cache, without network access.
 
         Raises:

@@ -3,8 +3,6 @@
 A task names its class as `init` (`stages.tasks.choosing`).
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +85,7 @@ class Recognised:
     absent: bool = False
 
     @classmethod
-    def of(cls, other: Recognised) -> Self:
+    def of(cls, other: "Recognised") -> Self:
         """Convert to this class, with defaults for additional fields."""
         return other if isinstance(other, cls) else cls(**vars(other))
 

@@ -6,8 +6,6 @@ it were the repair. A task has a module whose `main` reads a folder, queries the
 told, and calls `compare`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 CANDIDATES = 8  # cells drawn for each one that is trained on
 
 
-def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> PairSampler:
+def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> "PairSampler":
     """Return the sampler that a plan asks for: pairs of these items and cells.
 
     Raises:

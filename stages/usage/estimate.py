@@ -10,11 +10,10 @@ the mixture is solved again.
 It holds if production inputs, apart from changes, are like the audit's items.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Self
 
 import numpy as np
 
@@ -214,7 +213,7 @@ class UsageInForce:
     stated: bool
 
     @classmethod
-    def of(cls, audit: str, space: ConceptSpace, config: AnyUsage) -> UsageInForce:
+    def of(cls, audit: str, space: ConceptSpace, config: AnyUsage) -> Self:
         """Return the usage of a grid, and where it is from according to `usage:` of its audit."""
         usage = space.usage
         if usage is None or isinstance(config, str):

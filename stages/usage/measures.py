@@ -6,8 +6,6 @@ the columns that show it. All columns together are read, so a measure of one con
 A task names its reader as `usage` (`stages.tasks.choosing`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from abc import ABC, abstractmethod
@@ -63,7 +61,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def of_pictures(images: Tensor) -> pd.DataFrame:
+def of_pictures(images: "Tensor") -> pd.DataFrame:
     """Measure pictures (n, c, h, w) in [0, 1]: how bright, sharp, grainy and colourful they are."""
     import torch
     from torch.nn import functional

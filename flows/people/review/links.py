@@ -1,7 +1,5 @@
 """One-time links to the review pages: how the server makes them, and how other commands of the workspace get them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket
@@ -58,7 +56,7 @@ class Served:
     host: str
     url: str
     cookie: str
-    report: Callable[[DecisionOutcome], None] = lambda _: None
+    report: "Callable[[DecisionOutcome], None]" = lambda _: None
     behind_proxy: bool = False
     path: Callable[[str], str] = page_path
     command: str = "faded review AUDIT --link"
@@ -77,7 +75,7 @@ class Served:
         """The path of what a link to an audit opens."""
         return "/" if audit == EVERY else self.path(audit)
 
-    def session(self, request: Request) -> Session | None:
+    def session(self, request: "Request") -> Session | None:
         return self.keys.session(request.cookies.get(self.cookie))
 
 

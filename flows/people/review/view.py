@@ -1,7 +1,5 @@
 """The content of an audit's review page: landscape, examples, decisions so far, and what a decision causes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
@@ -78,7 +76,7 @@ def first_page(audits: Sequence[str]) -> str:
 
     params = load_params()
 
-    def links(row: Glance) -> list[tuple[str, str]]:
+    def links(row: "Glance") -> list[tuple[str, str]]:
         at, audit = page_path(row.verdict.audit), row.verdict.audit
         reports = [(text, f"{at}/{name}") for name, (_, text) in REPORTS.items() if report_path(audit, name).is_file()]
         here = [("decide" if row.waits else "review", at)] if audit in params.repairs else []
@@ -178,7 +176,7 @@ def read_tables(audit: str) -> FromTables:
         return None, str(error), shown
 
 
-def _read_examples(audit: str) -> ExampleSet:
+def _read_examples(audit: str) -> "ExampleSet":
     """Examples as the page shows them, with large pictures scaled down."""
     import pandas as pd
 

@@ -1,9 +1,7 @@
 """The `prepare:` and `discrepancy:` blocks of an audit of a chat model, and the settings of its repair."""
 
-from __future__ import annotations
-
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,7 +25,7 @@ class AnswerConfig(Strict):
     draws: int = Field(1, ge=1, le=64, description="answers drawn in each probe, see `discrepancy.fails_if`")
 
     @model_validator(mode="after")
-    def _draws_differ(self) -> AnswerConfig:
+    def _draws_differ(self) -> Self:
         if self.draws > 1 and not self.temperature:
             raise ValueError("draws: at temperature 0 all answers are the same; expected a temperature above 0")
         return self

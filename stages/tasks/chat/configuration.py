@@ -6,12 +6,11 @@ Nothing is trained. configuration.json lists the pieces and names the model unde
       {"instruction": TEXT}, {"example": ITEM, "said": USER'S MESSAGE, "answer": TEXT}, {"normalise": "letter_case"}]}
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field, field_validator
 
@@ -95,11 +94,11 @@ class Configuration(Strict):
         """What is added to the system message."""
         return "\n\n".join(piece.text for piece in self.pieces if piece.text)
 
-    def plus(self, piece: Piece) -> Configuration:
+    def plus(self, piece: Piece) -> Self:
         """Return this configuration with one more piece."""
         return self.model_copy(update={"pieces": (*self.pieces, piece)})
 
-    def part(self, share: float) -> Configuration:
+    def part(self, share: float) -> Self:
         """Return the first pieces, at least this share of them."""
         count = math.ceil(round(share * len(self.pieces), 6))
         return self.model_copy(update={"pieces": self.pieces[:count]})

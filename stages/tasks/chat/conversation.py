@@ -5,11 +5,9 @@ fact to what it changes to, or back, and says so; `fact` says what holds by then
 once, small talk is about something else, and injected texts are quoted. If the tools fail, `without_tools` is right.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -115,7 +113,7 @@ class Conversation(Strict):
     without_tools: Right | None = None
 
     @model_validator(mode="after")
-    def _needs(self) -> Conversation:
+    def _needs(self) -> Self:
         for name, needed in (("fact", "before"), (CHANGED, "fact"), (WITHOUT_TOOLS, "tools")):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{name} without {needed.replace('before', 'turns')}")

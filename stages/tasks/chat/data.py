@@ -1,7 +1,5 @@
 """Questions and their expected answers. To add a source, add its key to DATA_LOADERS."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -56,7 +54,7 @@ class Question:
             Right(answers=one.answers, pattern=one.pattern).is_in(text) for one in (self, *self.versions().values())
         )
 
-    def versions(self) -> dict[str, Question]:
+    def versions(self) -> "dict[str, Question]":
         """Return the question with other right answers, by the field of the conversation that says them."""
         found = {name: getattr(self.conversation, name, None) for name in VERSIONS}
         return {

@@ -1,7 +1,5 @@
 """`faded init` for a chat model: which fields contain questions, answers and passages."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +115,7 @@ class QuestionsInit(Init):
         return chosen | _tried(checked(ChatConfig, chosen, "--model"), seen.said)
 
 
-def _models_at(config: ChatConfig) -> tuple[list[str], str]:
+def _models_at(config: "ChatConfig") -> tuple[list[str], str]:
     """Return the names of the models that a server lists, and why there are none.
 
     Raises:
@@ -154,7 +152,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f", and {more:,} more" if more > 0 else "")
 
 
-def _tried(config: ChatConfig, said: list[str]) -> dict[str, Any]:
+def _tried(config: "ChatConfig", said: list[str]) -> dict[str, Any]:
     """Ask a served model a question twice; return what its answers say about it as keys of `prepare.model`.
 
     Raises:

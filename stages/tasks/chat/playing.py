@@ -5,8 +5,6 @@ SmolLM write it. Calls that a server returns apart, and those of Llama 3 and Mis
 written so, too, and given back to the model apart.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -263,7 +261,7 @@ class _ToolEndpoint(ChatEndpoint):
             self._wrong(self.quoted(content))
         return [answer | {"text": "\n".join(filter(None, [answer["text"], *_marked(told)]))}]
 
-    def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> NoReturn:
+    def _refused(self, status: int, headers: "httpx.Headers", content: bytes) -> NoReturn:
         if b"tool" in content.lower():
             raise UsageError(f"{self.name} cannot call tools, which the data have: {self._said(status, content)}")
         super()._refused(status, headers, content)

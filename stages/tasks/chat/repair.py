@@ -8,15 +8,13 @@ use or unchanged: it tries as much and learns as much about the questions, only 
 The items of examples are in no pair, as an example tells the answer.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -142,7 +140,7 @@ class PromptTrial:
     asked: set[Any]
 
     @classmethod
-    def of(cls, task: ChatProbes, plan: RepairPlan, settings: ChatRepair) -> PromptTrial:
+    def of(cls, task: ChatProbes, plan: RepairPlan, settings: ChatRepair) -> Self:
         """Collect the pieces, and the items left to answer.
 
         Raises:

@@ -1,7 +1,5 @@
 """Black-box classifiers: an ONNX file, a model behind HTTP. They can be searched and reported, but not repaired."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -152,7 +150,7 @@ class EndpointNet(BlackBox):
         classes: names of the classes, in the order of the answer.
     """
 
-    def __init__(self, endpoint: Endpoint, classes: Sequence[str], shape: tuple[int, int, int]) -> None:
+    def __init__(self, endpoint: "Endpoint", classes: Sequence[str], shape: tuple[int, int, int]) -> None:
         super().__init__(probabilities=True)
         self.endpoint, self.classes, self.shape = endpoint, list(classes), shape
         self._index = {name: index for index, name in enumerate(classes)}

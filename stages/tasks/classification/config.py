@@ -1,8 +1,6 @@
 """The blocks `prepare:`, `discrepancy:` and the repair `settings:` of an image classification audit."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -57,7 +55,7 @@ class RepairSettings(Strict):
     reinitialise: bool = Field(False, description="last-layer: start from random weights, as the paper does")
 
     @model_validator(mode="after")
-    def _settings_have_effect(self) -> RepairSettings:
+    def _settings_have_effect(self) -> Self:
         if "temperature" in self.model_fields_set and self.method == "last-layer":
             raise ValueError("temperature has no effect with method last-layer, which learns labels")
         if "reinitialise" in self.model_fields_set and self.method != "last-layer":

@@ -1,14 +1,12 @@
 """The user's own pictures: folders, lists, and data sets of the `datasets` library."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -43,7 +41,7 @@ class OwnPictures(DataSource):
     channels: int | None = Field(None, description="1: grey, 3: colour; default: what the model takes")
 
     @model_validator(mode="after")
-    def _is_a_view(self) -> OwnPictures:
+    def _is_a_view(self) -> Self:
         if self.size and self.resize and self.size > self.resize:
             raise ValueError(f"size is {self.size}, larger than resize, {self.resize}")
         if self.channels not in (None, 1, 3):
@@ -223,7 +221,7 @@ class HubDataset(HubDataSource, OwnPictures):
     label: str = "label"
 
     @model_validator(mode="after")
-    def _splits_are_ours(self) -> HubDataset:
+    def _splits_are_ours(self) -> Self:
         for ours in self.split if isinstance(self.split, dict) else ():
             if ours not in OWN:
                 raise ValueError(

@@ -3,8 +3,6 @@
 A pool only lists pictures: of a folder of 100,000 only the chosen few are decoded, plus replacements for damaged ones.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import warnings
@@ -48,7 +46,7 @@ class View(Strict):
     )
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
 
-    def at(self, own: Shape, shape: Shape) -> View:
+    def at(self, own: Shape, shape: Shape) -> "View":
         """Adapt to inputs of another shape than `own`; the shorter side is then not cropped."""
         return self if own == shape else View(resize=max(shape[1:]), interpolation=self.interpolation)
 

@@ -1,11 +1,9 @@
 """Reading of preprocessor_config.json, in which transformers describes the inputs of an image model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.classification.pictures import Shape, View
@@ -45,7 +43,7 @@ class Preprocessor:
     bgr: bool = False
 
     @classmethod
-    def of(cls, folder: Path, told: Mapping[str, Any] | None, config: Mapping[str, Any], where: str) -> Preprocessor:
+    def of(cls, folder: Path, told: Mapping[str, Any] | None, config: Mapping[str, Any], where: str) -> Self:
         """Read it as transformers does, which adds the defaults that old files leave out.
 
         Args:

@@ -3,14 +3,12 @@
 Only tensors and JSON are read, and no code of a repository is run.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -105,7 +103,7 @@ class TimmModel(FolderModel):
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model (img_size, global_pool)")
 
     @model_validator(mode="after")
-    def _is_one_source(self) -> TimmModel:
+    def _is_one_source(self) -> Self:
         if self.weights is not None and (self.revision is not None or "/" in self.timm):
             raise ValueError(f"weights are those of {self.weights}, so timm is the name of an architecture alone")
         if unsafe := sorted(_NOT_ARGUMENTS & set(self.args)):
@@ -216,7 +214,7 @@ class TorchvisionModel(Normalised):
     )
 
     @model_validator(mode="after")
-    def _transforms_what_can(self) -> TorchvisionModel:
+    def _transforms_what_can(self) -> Self:
         if self.transform_input is not None and self.torchvision not in INCEPTIONS:
             raise ValueError(f"transform_input is for {' and '.join(INCEPTIONS)}, not for {self.torchvision}")
         return self

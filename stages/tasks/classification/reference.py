@@ -7,8 +7,6 @@ stands. A correct answer is not sufficient: a network gives the same answer for 
 one class. So it also sees a picture of another label under the same change, and must answer differently.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -88,7 +86,7 @@ class LoaderData:
     origin: str
 
     @classmethod
-    def of(cls, items: pd.DataFrame) -> LoaderData | None:
+    def of(cls, items: pd.DataFrame) -> "LoaderData | None":
         """Read what `add_readable` wrote; None if there is no reference."""
         told = items.attrs.get("reference")
         return None if told is None else cls(**told)

@@ -4,8 +4,6 @@ All sources produce one list of articles, and a list of what was left out and wh
 the articles.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from abc import abstractmethod
@@ -13,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -72,7 +70,7 @@ class ArticleSource(Source):
     max_excluded: float = Field(0.2, ge=0, le=1, description="share of articles that may be left out; more is an error")
 
     @model_validator(mode="after")
-    def _some_length_is_left(self) -> ArticleSource:
+    def _some_length_is_left(self) -> Self:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words is {self.min_words}, above max_words, {self.max_words}")
         return self

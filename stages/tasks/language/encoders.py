@@ -1,7 +1,5 @@
 """Text encoders in the format of transformers, which are read completely or not at all, and sentence embeddings."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -122,7 +120,7 @@ class EmbedderSource(EncoderSource):
 
     where = _WHERE
 
-    def load(self, inputs: Path, device: str) -> Embedder:
+    def load(self, inputs: Path, device: str) -> "Embedder":
         """Load the encoder; the models of one process share it and its embeddings."""
         return _shared(self.whole(self.folder(inputs)[0]), device)
 

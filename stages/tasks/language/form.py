@@ -3,11 +3,9 @@
 It is faded.json in the model folder; `prepare.generation` in params.yaml is its generation part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -69,7 +67,7 @@ class GenerationConfig(Strict):
     )
 
     @model_validator(mode="after")
-    def _article_in_prompt(self) -> GenerationConfig:
+    def _article_in_prompt(self) -> Self:
         if self.prompt.count(ARTICLE) != 1:
             raise ValueError(f"prompt: expected {ARTICLE} exactly once, found {self.prompt!r}")
         if self.min_new_tokens > self.max_new_tokens:

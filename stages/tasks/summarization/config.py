@@ -1,9 +1,7 @@
 """The `prepare:` and `discrepancy:` blocks of a text summarization audit, and the `settings:` of its repair."""
 
-from __future__ import annotations
-
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -202,7 +200,7 @@ class SummaryRepair(Strict):
         return names
 
     @model_validator(mode="after")
-    def _settings_have_effect(self) -> SummaryRepair:
+    def _settings_have_effect(self) -> Self:
         given = self.model_fields_set
         if self.method == "normalise":
             if not self.normalise:

@@ -3,8 +3,6 @@
 Also what `faded mine` and `faded usage` have to know about articles and their summaries.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,7 +142,7 @@ class ArticleTexts(MinedTexts):
     fields = ("article", "reference")
     before_concepts = True
 
-    def given(self, task: SummarizerProbes, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
+    def given(self, task: "SummarizerProbes", item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
         return task.changed(item_ids, cells)
 
     def expected(self, items: pd.DataFrame) -> list[str]:
@@ -159,7 +157,7 @@ class ArticleReader(WordReader):
     """Articles for a summarizer."""
 
     of, fields = "article", ("article", "text", "document")
-    task: SummarizerProbes
+    task: "SummarizerProbes"
 
     def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
         return self.task.changed(ids, cells)

@@ -7,8 +7,6 @@ defines. The weights of neither are accessible: they can be searched, and repair
 sent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,7 +75,7 @@ class EndpointSummarizer(RemoteModel, EndpointConfig):
 
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
-    ) -> RemoteSummarizer:
+    ) -> "RemoteSummarizer":
         """See SummarizerSource.
 
         Raises:
@@ -100,7 +98,7 @@ class OpenAISummarizer(RemoteModel, OpenAIChat):
 
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
-    ) -> RemoteSummarizer:
+    ) -> "RemoteSummarizer":
         """See SummarizerSource.
 
         Raises:

@@ -6,8 +6,6 @@ Neither depends on the model under test: the weight of an unsupported claim, and
 counts as wrong, were chosen on labelled pairs (benchmarks/summary_errors.py).
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -217,7 +215,7 @@ class EntailmentSource(TransformersEncoder):
 
     where = _WHERE
 
-    def load(self, inputs: Path, device: str) -> Entailment:
+    def load(self, inputs: Path, device: str) -> "Entailment":
         """Load the model; the tasks of one process share it and its answers."""
         return _shared(self.whole(self.folder(inputs)[0]), device)
 

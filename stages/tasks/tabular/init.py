@@ -3,8 +3,6 @@
 Also what `faded usage` has to know about rows.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -174,7 +172,7 @@ class RowReader(Reader):
     """A table of rows, for tabular classifiers."""
 
     shown = measures.ROWS
-    task: RowProbes
+    task: "RowProbes"
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
         _, rows = self.task.changed(ids, cells)

@@ -4,14 +4,12 @@ Estimators are usually pickled, and a pickle can run code. Here a model is store
 with its rows. Reading it fits it again, and stored answers show whether the result is the same model.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -69,7 +67,7 @@ class Estimator(Source):
 
     def made(
         self, inputs: Path, seed: int, table: Table, fitted_on: np.ndarray, used: np.ndarray, folder: Path
-    ) -> RowModel:
+    ) -> "RowModel":
         """Fit the estimator on some rows of a table, and write it to a folder.
 
         Raises:
@@ -123,7 +121,7 @@ class RowModel:
         rows: pd.DataFrame,
         labels: np.ndarray,
         protected: Sequence[str] = (),
-    ) -> RowModel:
+    ) -> Self:
         """Fit an estimator to standardised numbers and one-hot encoded categories."""
         learnt = rows.drop(columns=list(protected))
         features = make_column_transformer(
@@ -154,7 +152,7 @@ class RowModel:
             found -= np.logaddexp.reduce(found, axis=1, keepdims=True)
         return found.round(9)
 
-    def refit(self, rows: pd.DataFrame, labels: np.ndarray) -> RowModel:
+    def refit(self, rows: pd.DataFrame, labels: np.ndarray) -> "RowModel":
         """Fit the same estimator on its own rows and more."""
         more = pd.concat([self.rows, rows], ignore_index=True)
         labels = np.concatenate([self.labels, labels])
@@ -189,7 +187,7 @@ class RowModel:
         write_json(folder / "model.json", about)
 
     @classmethod
-    def read(cls, folder: Path) -> RowModel:
+    def read(cls, folder: Path) -> Self:
         """Read what `save` wrote, and fit it again.
 
         Raises:

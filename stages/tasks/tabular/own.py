@@ -4,8 +4,6 @@ They get rows in the columns and with the types of the data file, and answer wit
 searched and reported, but not repaired. Nothing is unpickled.
 """
 
-from __future__ import annotations
-
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +75,7 @@ class OwnModelSource(Source):
 
     def made(
         self, inputs: Path, seed: int, table: Table, fitted_on: np.ndarray, used: np.ndarray, folder: Path
-    ) -> OwnModel:
+    ) -> "OwnModel":
         """Write the model to a folder, after asking it for the unchanged rows that the audit uses.
 
         Raises:

@@ -1,9 +1,7 @@
 """The settings of a text-to-image audit: `prepare:`, `discrepancy:`, and the `settings:` of its repair."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -116,7 +114,7 @@ class TextToImageDiscrepancy(Strict):
     quality: Literal["realism", "clip_iqa"] = Field("realism", description="how good a picture is, whatever it shows")
 
     @model_validator(mode="after")
-    def _can_be_measured(self) -> TextToImageDiscrepancy:
+    def _can_be_measured(self) -> Self:
         if min(self.weights.values(), default=0) <= 0:
             raise ValueError(f"measure: expected weights above 0, found {self.measure}")
         if self.threshold != "auto" and not 0 <= self.threshold < 1:
@@ -226,7 +224,7 @@ class TextToImageRepair(Strict):
         return sources
 
     @model_validator(mode="after")
-    def _settings_have_effect(self) -> TextToImageRepair:
+    def _settings_have_effect(self) -> Self:
         if ("folder" in self.sources) != (self.folder is not None):
             raise ValueError("the source `folder` needs `folder:`, where its pictures are, and the other way round")
         if idle := sorted(self._idle() & self.model_fields_set):

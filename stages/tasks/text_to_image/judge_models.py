@@ -3,13 +3,11 @@
 To add a kind, add it to JUDGE_LOADERS; `load_judge` has to recognise its folder.
 """
 
-from __future__ import annotations
-
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -80,7 +78,7 @@ class JudgeForm(Strict):
     note: dict[str, Any] = Field({}, description="held-out errors, for people")
 
     @model_validator(mode="after")
-    def _complete(self) -> JudgeForm:
+    def _complete(self) -> Self:
         for name, values in self.attributes.items():
             if len(set(values)) < 2 or len(set(values)) < len(values):
                 raise ValueError(f"attributes.{name}: expected two different values or more, found {list(values)}")

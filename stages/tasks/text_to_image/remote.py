@@ -5,8 +5,6 @@
 Its weights are not available, so it can be searched and judged but not repaired.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
@@ -67,7 +65,7 @@ class EndpointModel(ModelSource, EndpointConfig):
 
     def load(
         self, folder: Path, compute: Compute, sampling: SamplingConfig, repaired: Path | None = None
-    ) -> RemotePainter:
+    ) -> "RemotePainter":
         """See ModelSource.
 
         Raises:

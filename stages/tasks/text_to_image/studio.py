@@ -3,12 +3,10 @@
 The threshold is calibrated on real captioned pictures, of which it says how often it calls them a failure.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -50,7 +48,7 @@ class Judged:
         return "safety" in self.fault
 
     @property
-    def charitable(self) -> Judged:
+    def charitable(self) -> Self:
         """The picture, counted as drawn as asked if it is unreadable."""
         return replace(self, alignment=1.0) if self.unreadable else self
 

@@ -3,8 +3,6 @@
 Also what `faded propose` and `faded usage` have to know about pictures.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,7 +131,7 @@ def image_concepts(shape: Sequence[int | None]) -> dict[str, list[float]]:
 class PictureVocabulary(Vocabulary):
     """The catalogue; a model that proposes may see pictures."""
 
-    def pictures(self, task: ClassifierProbes, item_ids: Sequence[str]) -> list[bytes]:
+    def pictures(self, task: "ClassifierProbes", item_ids: Sequence[str]) -> list[bytes]:
         encoded = []
         for pixels in (task.clean(task.rows(item_ids)).permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy():
             file = io.BytesIO()
@@ -146,7 +144,7 @@ class PictureReader(Reader):
     """A folder of pictures, for classifiers."""
 
     shown = measures.PICTURES
-    task: ClassifierProbes
+    task: "ClassifierProbes"
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
         return measures.of_pictures(self.task.inputs(ids, cells))

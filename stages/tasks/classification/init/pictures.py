@@ -1,7 +1,5 @@
 """Recognise labelled pictures: how many of each class, which cannot be read, which formats may reduce accuracy."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections import Counter
@@ -124,7 +122,7 @@ class _Opened:
     sides: Counter[int] = field(default_factory=Counter)
 
 
-def _opened(pool: Pool, given: str) -> _Opened:
+def _opened(pool: "Pool", given: str) -> _Opened:
     from PIL import Image
 
     from stages.tasks.classification.pictures import Encoded
