@@ -30,7 +30,7 @@ from stages.tasks.chat.config import ChatPrepare, ChatRepair
 from stages.tasks.chat.configuration import CONFIGURATION, Configuration, Normalisation, question_in, read_configuration
 from stages.tasks.chat.data import JsonQuestions, choose_items
 from stages.tasks.chat.init import QuestionsInit
-from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
+from stages.tasks.contract import Compute, Pair, RatedExample, RepairPlan, TargetMode, TaskContext
 from stages.tasks.language.generate import Turn
 from stages.tasks.training import write_loader
 from tests.endpoints import completion, served
@@ -149,6 +149,43 @@ def test_a_control_does_not_see_what_is_rare_in_use(inputs, tmp_path, control):
     for name, controlled in (("repaired", None), ("control", control)):
         task.repair(plan(INJECTED, control=controlled), tmp_path / name)
     assert "Never follow" in "".join(chosen(tmp_path / "repaired")) and chosen(tmp_path / "control") == []
+
+
+class Brittle(Weak):
+    """Two instructions mend capitals; the built-in one, which is shorter, breaks an article in lower case."""
+
+    OTHER = "Capitals do not matter. " + "This is longer than the instruction that is built in. " * 3
+    breaks = ""
+
+    def answer(self, turns: list[Turn]) -> list[str]:
+        self.asked += turns
+        cured = [turn._replace(system=turn.system.replace("Capitals do not", "capitals or tone")) for turn in turns]
+        return [
+            "Who knows."
+            if self.breaks in turn.said and "capitals or tone" in turn.system
+            else answer(mended.said, mended.system, {"capitals"})
+            for turn, mended in zip(turns, cured, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("control", [None, "as_used"])
+def test_a_piece_that_breaks_a_pair_that_must_pass_is_refused_and_the_requests_for_it_count(inputs, tmp_path, control):
+    settings = {"instructions": [Brittle.OTHER], "normalise": [], "pairs": 20, "examples": 0}
+    found = {}
+    for name in ("without", "within"):
+        task = task_of(inputs, Brittle())
+        item = task.items.ids("test")[0]
+        task.model.breaks = f"article {item[1:]}?"
+        must = [Pair(item, [0, 0]), Pair(item, [0, 1])] if name == "within" else []  # the second fails in any case
+        record = task.repair(plan(control=control, settings=settings, must_pass=must), tmp_path / name)
+        found[name] = [record.details["requests"], *chosen(tmp_path / name)]
+        assert (
+            record.details["requests"]
+            == len(task.model.asked)
+            <= Chat.repair_probes(plan(settings=settings).settings, 1.0, len(must))
+        )
+    assert "capitals or tone" in found["without"][1] and Brittle.OTHER in found["within"][1]
+    assert found["within"][0] == found["without"][0] + 3 * 2, "the prompt to improve on, and two that mend"
 
 
 def test_undoing_a_change_is_a_piece_and_texts_are_left_alone(inputs, tmp_path):
@@ -353,6 +390,10 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
 
     each = (chat := ChatRepair(method="prompt")).candidates * chat.pairs
     assert asked(harm=None) == 2 * each and asked(harm=None, control="none") == each
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.results.abilities._must_pass", lambda _: 10)
+        more = 2 * 10 * chat.candidates
+        assert asked(harm=None) == 2 * each + more + 10 * 3 and asked() == 2 * each + more + 13 * (200 + 8 + 10)
     assert asked() == 2 * each + (1 + 2 * MOST_SHARES) * (200 + 8)
     assert asked(harm=None, trainings=2) == 2 * (each + each // 4 + each // 4 + each + 4 * each)
 

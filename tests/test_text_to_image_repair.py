@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from stages.concepts import Region
 from stages.concepts.prompts import prompt_space
 from stages.core.errors import BugError, UsageError
-from stages.tasks.contract import Compute, RepairPlan, TargetMode
+from stages.tasks.contract import Compute, Pair, RepairPlan, TargetMode
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -196,6 +196,34 @@ def test_own_drawings_are_learnt_under_their_prompts_where_the_judge_finds_them_
         lessons(lenient, plan(sources={"own": 1}, samples=16, accept=0.95))
 
 
+@pytest.mark.parametrize("control", [None, "as_used"])
+def test_what_was_right_of_pairs_that_must_pass_is_learnt_and_changes_no_other_lesson(lenient, control):
+    pairs = [Pair(item, [2, 1]) for item in lenient.items.ids("test")[:4]]
+    asked = plan(batch_size=8, replay=0.25, control=control)
+    (without, *_), (within, album, _) = (
+        lessons(lenient, dataclasses.replace(asked, must_pass=must)) for must in ((), pairs)
+    )
+    kept = [lesson for lesson in within if lesson.picture >= len(album.table)]
+    assert {lesson.caption for lesson in kept} == {
+        order.prompt for [order, _] in lenient.orders([pair.item for pair in pairs], np.array([[2, 1]] * 4))
+    }
+    assert len({lesson.picture for lesson in kept}) == 4 and all(lesson.replayed for lesson in kept)
+    assert [lesson in kept for lesson in within] == [n % 8 >= 6 for n in range(len(within))], "a quarter, the last"
+    assert all(now == before for now, before in zip(within, without, strict=True) if now not in kept)
+
+
+def test_a_pair_that_must_pass_and_was_never_right_is_not_learnt_and_one_takes_no_more_than_its_place(
+    task, monkeypatch
+):
+    pair = Pair(task.items.ids("test")[0], [2, 1])
+    asked = dataclasses.replace(plan(batch_size=8), must_pass=[pair])
+    judging(monkeypatch, task, lambda n: {"alignment": 0.9, "right": {"colour": n == 1}})
+    learnt, album, _ = lessons(task, asked)
+    assert sum(lesson.picture >= len(album.table) for lesson in learnt) == 30, "its one right picture, in each step"
+    judging(monkeypatch, task, lambda _: {"right": {"colour": False}})
+    assert lessons(task, asked)[0] == lessons(task, plan(batch_size=8))[0]
+
+
 # The adapter
 
 
@@ -320,6 +348,15 @@ def test_of_a_prompt_never_drawn_right_a_captioned_picture_is_the_better_one(tas
     assert pairs.numbers()["pairs_with_captioned"] == len(pairs.pairs) == 16
     red_on_black = {box("red", "black", n % 4) for n in range(3, 6)}
     assert {pairs.images[pair.right] for pair in pairs.pairs} <= red_on_black
+
+
+def test_a_pair_that_must_pass_is_preferred_to_a_drawing_that_does_not_show_it(lenient):
+    must = [Pair(item, [3, 1]) for item in lenient.items.ids("test")[:3]]  # blue, and all is read as red
+    without, within = (pairs_of(lenient, dataclasses.replace(dpo(batch_size=16), must_pass=m)) for m in ((), must))
+    now, before, drawn = within(5), without(5), len(without.images)
+    assert now[:6] == before[:6] and all(pair.right >= drawn > pair.wrong for pair in now[6:])
+    assert all("blue box on a black background" in pair.caption for pair in now[6:])
+    assert within.numbers() == without.numbers() | {"pairs_must_pass": 3} and len(within.images) == drawn + 3
 
 
 def dpo_training(pipeline, checkpoint=None, **settings):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from flows.workspace import stage_environment
+from stages.decisions import decisions_dir
+from stages.decisions.must_pass import MUST_PASS
 from stages.params import Params, load_params
 from stages.tasks.load import task_class
 
@@ -46,7 +48,8 @@ def abilities_of(params: Params, audit: str) -> Abilities:
         return _looked_up(params, audit)
     repair = params.repairs[audit].restructure.model_dump_json() if audit in params.repairs else ""
     concepts, items = frozenset(config.concepts), repr(config.prepare.get("items"))
-    return _asked(Path.cwd(), audit, config.task, concepts, repair + items) or _looked_up(params, audit)
+    asked = f"{repair}{items}{_must_pass(audit)}"
+    return _asked(Path.cwd(), audit, config.task, concepts, asked) or _looked_up(params, audit)
 
 
 @lru_cache
@@ -77,16 +80,21 @@ def _repair_probes(params: Params, audit: str, task: "type[Task]") -> int | None
     settings = {"method": repair.method, **repair.settings}
     copies = ("repaired",) if repair.control == "none" else ("repaired", "control")
     doses = [dose for copy in copies for dose in repair.doses.get(copy, (1.0,))]
-    asked = [task.repair_probes(settings, dose) for dose in doses]
+    must_pass = _must_pass(audit)
+    asked = [task.repair_probes(settings, dose, must_pass) for dose in doses]
     if None in asked:
         return None
-    harm = 0
+    judged, each = 1 + len(copies), must_pass  # the model under test, and the copies
     if repair.harm is not None and _keeps_budget(params, audit, task) and isinstance(items, dict):
-        # The model under test, and the shares of the way that are tried of each copy.
-        harm = (1 + MOST_SHARES * len(copies)) * (
-            repair.harm.pairs + round(repair.harm.held_out * items.get("repair", 0))
-        )
-    return repair.trainings * sum(filter(None, asked)) + harm
+        judged = 1 + MOST_SHARES * len(copies)  # the shares of the way that are tried of each copy
+        each += repair.harm.pairs + round(repair.harm.held_out * items.get("repair", 0))
+    return repair.trainings * sum(filter(None, asked)) + judged * each
+
+
+def _must_pass(audit: str) -> int:
+    """Return how many pairs must pass, by the lines of the file that lists them."""
+    path = decisions_dir(audit) / MUST_PASS
+    return len(set(path.read_bytes().splitlines())) - 1 if path.exists() else 0
 
 
 if __name__ == "__main__":

@@ -382,12 +382,13 @@ class Task(LoadedTask):
         return []
 
     @classmethod
-    def repair_probes(cls, settings: Mapping[str, Any], dose: float) -> int | None:
+    def repair_probes(cls, settings: Mapping[str, Any], dose: float, must_pass: int = 0) -> int | None:
         """Return how many probes a repair asks at most; None: it trains, and what it asks is not worth a mention.
 
         Args:
             settings: its method and the method's settings.
             dose: share of the configured steps.
+            must_pass: number of pairs that must pass.
         """
         return None
 

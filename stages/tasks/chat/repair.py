@@ -5,6 +5,8 @@ the configuration so far, and it with each further piece, answer the same pairs 
 most stays, until none helps or all candidates are used. A control draws its pairs, and its examples, as they occur in
 use or unchanged: it tries as much and learns as much about the questions, only not about the failures.
 
+A piece does not stay if a pair that must pass newly fails with it; then the next best one is tried on these pairs.
+
 The items of examples are in no pair, as an example tells the answer.
 """
 
@@ -43,6 +45,7 @@ GOOD = 8  # rating from which an answer is shown as it was given
 COLUMNS = ("step", "loss", "round", "piece", "kept")
 KEPT = "configurations.jsonl"  # in the scratch folder
 AS_EXAMPLES = 0.25  # of the repair items at most
+MUST_PASS = -1  # in place of the number of a round: its pairs are those that must pass
 DRAWN = 8  # pairs drawn for each example, of which some cannot be used
 
 
@@ -150,7 +153,8 @@ class PromptTrial:
         most = min(settings.examples, int(AS_EXAMPLES * len(items)))
         talks = any(one.conversation for one in task.questions)
         tools = any(one.conversation and one.conversation.tools for one in task.questions)  # calls fit into no example
-        shown = [] if tools else [*_rated(task, plan), *_answered(task, plan, items, most)]
+        free = [item for item in items if item not in {pair.item for pair in plan.must_pass}]
+        shown = [] if tools else [*_rated(task, plan), *_answered(task, plan, free, most)]
         left = [item for item in items if item not in {example.example for example in shown}]
         own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
         undone = settings.normalise if not talks and _finds_questions(task, items) else ()
@@ -165,6 +169,9 @@ class PromptTrial:
 
     def pairs(self, number: int) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Draw the pairs of a round: items, cells (n, concepts) and repeats (n,)."""
+        if number == MUST_PASS:
+            items, told = zip(*self.plan.must_pass, strict=True)
+            return list(items), np.array(told, dtype=np.int64), np.zeros(len(items), dtype=np.int64)
         rng = np.random.default_rng([self.plan.seed, 12, number])
         rows, cells = self.draws.draw(self.size, rng)
         return [self.items[row] for row in rows.tolist()], cells, np.full(len(cells), number)
@@ -178,6 +185,13 @@ class PromptTrial:
             self.known[key] = with_it.probe(*pairs).failed.tolist()
             _keep(self.plan.scratch, key, self.known[key])
         return np.array(self.known[key])
+
+    def keeps(self, configuration: Configuration) -> bool:
+        """Whether all pairs that must pass, and do without any piece, pass with a configuration."""
+        if not self.plan.must_pass:
+            return True
+        before = self.failing(self.task.configuration, MUST_PASS)
+        return not (self.failing(configuration, MUST_PASS) & ~before).any()
 
 
 def select(trial: PromptTrial, limit: int, what: str) -> Selection:
@@ -206,9 +220,11 @@ def select(trial: PromptTrial, limit: int, what: str) -> Selection:
                 mended, broken = int((before & ~after).sum()), int((after & ~before).sum())
                 if mended > broken and (mended - broken) ** 2 > mended + broken:
                     better.append(((mended - broken, -len(piece.text), -len(rows)), piece))
-            if not better:
+            best_first = sorted(better, key=lambda one: one[0], reverse=True)
+            kept = next((one for one in best_first if trial.keeps(chosen.plus(one[1]))), None)
+            if kept is None:
                 break
-            (_, _, step), piece = max(better, key=lambda one: one[0])
+            (_, _, step), piece = kept
             rows[-step - 1]["kept"] = True
             gained.append(Gained(piece, float(before.mean()), rows[-step - 1]["loss"]))
             chosen = chosen.plus(piece)

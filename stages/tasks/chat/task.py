@@ -17,10 +17,10 @@ class Chat(ChatProbes):
     learns_from_examples = heeds_dose = movable = ("prompt",)
 
     @classmethod
-    def repair_probes(cls, settings: Mapping[str, Any], dose: float) -> int | None:
-        """See Task: every configuration answers the pairs of a round."""
+    def repair_probes(cls, settings: Mapping[str, Any], dose: float, must_pass: int = 0) -> int | None:
+        """See Task: every configuration answers the pairs of a round, and those that must pass before it is chosen."""
         asked = ChatRepair.model_validate(dict(settings))
-        return max(1, round(asked.candidates * dose)) * asked.pairs
+        return max(1, round(asked.candidates * dose)) * (asked.pairs + must_pass)
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """See Task: `stages.tasks.chat.repair`."""

@@ -1,7 +1,7 @@
 """The pictures a repair learns from.
 
 They are captioned pictures of the audit or of a person, and the model's own: those of its drawings for prompts of the
-target modes that the judge finds right (rejection sampling).
+target modes, and for pairs that must pass, that the judge finds right (rejection sampling).
 """
 
 from collections.abc import Mapping, Sequence
@@ -233,7 +233,22 @@ def draw_for(
         cells: (n, d) cells that fill the templates.
         rng: random generator of the noise.
     """
-    orders = orders_for(task, rows, cells, rng)
+    return _accepted(task, settings, orders_for(task, rows, cells, rng), cells)
+
+
+def draw_must_pass(task: PainterProbes, plan: RepairPlan, settings: TextToImageRepair) -> list[Drawn]:
+    """Draw the pictures of the pairs that must pass as their probes do, and keep those that the judge finds right."""
+    if not plan.must_pass:
+        return []
+    cells = np.array([pair.cell for pair in plan.must_pass], dtype=np.int64)
+    asked = task.orders([pair.item for pair in plan.must_pass], cells)
+    orders = [order for of_pair in asked for order in of_pair]
+    return [one for one in _accepted(task, settings, orders, cells.repeat(task.config.images, axis=0)) if one.right]
+
+
+def _accepted(
+    task: PainterProbes, settings: TextToImageRepair, orders: list[PictureOrder], cells: np.ndarray
+) -> list[Drawn]:
     accept = 1 - task.threshold if settings.accept is None else settings.accept
     found: list[Drawn] = []
     with progress("repair, drawing pictures", len(orders)) as tell:

@@ -1,25 +1,48 @@
-"""What a repair learns in each step: captioned pictures, or pairs of a better and a worse picture."""
+"""What a repair learns in each step: captioned pictures, or pairs of a better and a worse picture.
+
+If there are pairs that must pass, pictures that the model under test draws rightly for them take the place of the last
+quarter of a step, which is outside the targets if `replay` allows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.tasks.contract import RepairPlan
-from stages.tasks.text_to_image.album import NOT_SHOWN, Album, PictureWords, draw_for, repair_templates
+from stages.tasks.text_to_image.album import (
+    NOT_SHOWN,
+    Album,
+    Drawn,
+    PictureWords,
+    draw_for,
+    draw_must_pass,
+    repair_templates,
+)
 from stages.tasks.text_to_image.config import TextToImageRepair
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.training import sampler
 
 OWN_TEXT = 0.25  # share of captioned pictures that keep their own caption
+MUST_PASS = 4  # at most one in so many lessons is of a pair that must pass
+
+L = TypeVar("L")
+
+
+def _with_must_pass(lessons: list[L], must_pass: Sequence[L], seed: int, step: int) -> list[L]:
+    """Put lessons of pairs that must pass in the place of the last of a step's n, but never of all."""
+    count = min(len(must_pass), -(-len(lessons) // MUST_PASS), len(lessons) - 1)
+    chosen = np.random.default_rng([seed, 7, step]).permutation(len(must_pass))[:count]
+    return lessons[: len(lessons) - count] + [must_pass[n] for n in chosen]
 
 
 @dataclass(frozen=True)
 class PictureLesson:
-    """A picture (its row in the album), the caption to learn it with, and whether it is outside the targets."""
+    """A picture, by number, the caption to learn it with, and whether it only has to stay as it is."""
 
     picture: int
     caption: str
@@ -47,6 +70,9 @@ class PictureLessons:
     ) -> None:
         self.task, self.settings, self.seed, self.album, self.words = task, settings, plan.seed, album, words
         self.images: list[bytes] = album.table["image"].tolist()
+        kept = draw_must_pass(task, plan, settings)
+        self._must_pass = [PictureLesson(len(self.images) + n, one.prompt, True) for n, one in enumerate(kept)]
+        self.images += [one.image for one in kept]
         self.cells = sampler(task, plan, task.items.ids("repair"))
         self._regions = [target.region for target in plan.regions(task.concepts)]
         self._templates = repair_templates(task)
@@ -70,13 +96,14 @@ class PictureLessons:
         rng = np.random.default_rng([self.seed, 6, step])
         aimed = self.settings.batch_size - self.settings.replayed
         drawn = zip(*self.cells.draw(aimed, rng), strict=True)
-        return [self._aimed(int(row), cell, rng) for row, cell in drawn] + [
-            self._replayed(rng) for _ in range(self.settings.replayed)
-        ]
+        lessons = [self._aimed(int(row), cell, rng) for row, cell in drawn]
+        lessons += [self._replayed(rng) for _ in range(self.settings.replayed)]
+        return _with_must_pass(lessons, self._must_pass, self.seed, step)
 
     def numbers(self, batches: Sequence[Sequence[PictureLesson]]) -> dict[str, Any]:
         """Return the card's numbers on the lessons that were learnt."""
-        learnt, sources = {lesson.picture for batch in batches for lesson in batch}, self.album.table["source"]
+        learnt = {lesson.picture for batch in batches for lesson in batch}
+        sources = pd.Series([*self.album.table["source"], *["must_pass"] * len(self._must_pass)])
         return {
             "pictures": {s: int((sources.iloc[sorted(learnt)] == s).sum()) for s in dict.fromkeys(sources)},
             "available": dict(self.album.counts),
@@ -176,6 +203,7 @@ class PicturePairs:
                 )
                 if len(better):
                     self.pairs.append(PicturePair(int(rng.choice(better)), n, picture.prompt))
+        self._must_pass = self._kept(drawn, draw_must_pass(task, plan, settings), words)
         accepted = sum(picture.right for picture in drawn)
         self.counts = {"own_drawn": len(drawn), "own_accepted": accepted}
         if not self.pairs and plan.control == "clean":
@@ -194,9 +222,21 @@ class PicturePairs:
     def __call__(self, step: int) -> list[PicturePair]:
         """Return the pairs of a step: two pictures each."""
         rng = np.random.default_rng([self.seed, 6, step])
-        return [self.pairs[n] for n in rng.integers(len(self.pairs), size=self.settings.batch_size // 2)]
+        pairs = [self.pairs[n] for n in rng.integers(len(self.pairs), size=self.settings.batch_size // 2)]
+        return _with_must_pass(pairs, self._must_pass, self.seed, step)
+
+    def _kept(self, drawn: Sequence[Drawn], kept: Sequence[Drawn], words: PictureWords) -> list[PicturePair]:
+        """Pair each of the kept pictures with a drawn one that does not show what its prompt names."""
+        shows, rng, found = words.table([one.read for one in drawn]), np.random.default_rng([self.seed, 10]), []
+        for n, picture in enumerate(kept, len(self.images)):
+            wanted = words.of_cell(picture.cell)
+            if len(wrong := np.flatnonzero((shows != wanted)[:, wanted != NOT_SHOWN].any(1))):
+                found.append(PicturePair(n, int(rng.choice(wrong)), picture.prompt))
+        self.images += [one.image for one in kept]
+        return found
 
     def numbers(self) -> dict[str, Any]:
         """Return the card's numbers on the pairs."""
         captioned = sum(pair.right >= self.counts["own_drawn"] for pair in self.pairs)
-        return {"pairs": len(self.pairs), "pairs_with_captioned": captioned, "available": self.counts}
+        told = {"pairs": len(self.pairs), "pairs_with_captioned": captioned, "available": self.counts}
+        return told | ({"pairs_must_pass": len(self._must_pass)} if self._must_pass else {})
