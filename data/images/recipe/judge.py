@@ -39,7 +39,7 @@ SEED = 6
 HERE = Path(__file__).parent
 MNIST = HERE.parents[1] / "mnist" / "inputs" / "mnist.parquet"
 LEARNT, CHOSEN = slice(9000, 11600), slice(11600, 12000)  # rows of MNIST's train split: for weights, for thresholds
-HELD_OUT = ("discover", "test")  # splits of MNIST for the note
+HELD_OUT = ("discover", "trial")  # splits of MNIST for the note
 NONE = "none"  # what a picture of one object shows where a second would be
 ATTRIBUTES: dict[str, dict[str, Sequence[str]]] = {
     "digits": {"digit": DIGITS, "colour": tuple(COLOURS), "size": tuple(SIZES), "background": tuple(BACKGROUNDS)},
