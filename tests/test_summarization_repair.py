@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -11,7 +12,7 @@ import torch
 
 from stages.concepts import Region
 from stages.core.errors import UsageError
-from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
+from stages.tasks.contract import Compute, Pair, ProbeBatch, RatedExample, RepairPlan, TargetMode, TaskContext
 from tests.alone import load_alone
 from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
 from tests.weights import same
@@ -25,7 +26,7 @@ from stages.tasks.summarization import Summarization
 from stages.tasks.summarization import repair as repair_module
 from stages.tasks.summarization import training as training_module
 from stages.tasks.summarization.config import SummaryRepair
-from stages.tasks.summarization.pairs import Lessons, build_pairs
+from stages.tasks.summarization.pairs import Lessons, build_must_pass, build_pairs
 from stages.tasks.summarization.repair import repair
 from stages.tasks.summarization.training import SummarizerTraining, token_logits
 
@@ -98,7 +99,7 @@ def pairs_of(task, asked):
 def lessons_of(task, asked):
     """The settings of a plan, the items it learns from, and the lessons of its steps."""
     settings, pairs = SummaryRepair.model_validate(dict(asked.settings)), pairs_of(task, asked)
-    return settings, pairs, Lessons(task, asked, settings, pairs)
+    return settings, pairs, Lessons(task, asked, settings, pairs, build_must_pass(task, asked, settings))
 
 
 def lessons(task, asked, steps=6):
@@ -357,6 +358,64 @@ def test_people_teach_corrected_and_praised_answers(task):
     given = [a for a, summary, _ in lessons(task, asked, steps=4) if summary == taught[0]]
     assert given
     assert all(a.isupper() and sorted(a) == sorted(article) for a in given)
+
+
+SAID = ["A bridge opens in Perth. It was", "Talks failed.", "Two men were arrested in Perth.", "Never", "Yes."]
+
+
+@pytest.fixture
+def passing(task, monkeypatch):
+    """Pairs that must pass: the first and third do, the second fails, the fourth's change left too little."""
+
+    def probe(item_ids, cells):
+        assert cells.tolist() == [[1, 1]] * 5
+        failed, valid = np.arange(5) == 1, np.arange(5) != 3
+        return ProbeBatch(failed.astype(np.float32), failed, SAID, valid)
+
+    monkeypatch.setattr(task, "probe", probe)
+    return [Pair(item, [1, 1]) for item in task.items.ids("repair")[:5]]
+
+
+@pytest.mark.parametrize("control", [None, "as_used", "clean"])
+def test_pairs_that_must_pass_take_the_place_of_some_changed_articles_and_change_no_other_lesson(
+    task, passing, control
+):
+    asked = plan(control=control, batch_size=8, replay=0.25)
+    steps = [[lessons_of(task, one)[2](step) for step in range(4)] for one in (asked, with_pairs(asked, passing))]
+    learnt = []
+    for before, after in zip(*steps, strict=True):
+        kept = [lesson for lesson in after if lesson.summary in ("A bridge opens in Perth.", SAID[2])]
+        assert len(kept) == 2, "a quarter of six changed articles, rounded up"
+        assert sum(one != other for one, other in zip(before, after, strict=True)) == 2
+        learnt += kept
+    wanted = task.changed([passing[0].item, passing[2].item], np.array([[1, 1]] * 2))
+    assert sorted(learnt) == sorted(4 * [*zip(wanted, ("A bridge opens in Perth.", SAID[2]), [None] * 2, strict=True)])
+
+
+def with_pairs(asked, pairs):
+    return dataclasses.replace(asked, must_pass=pairs)
+
+
+def test_with_one_changed_article_a_step_none_is_replaced(task, passing):
+    asked = plan(batch_size=2, replay=0.5)
+    assert lessons(task, with_pairs(asked, passing)) == lessons(task, asked)
+
+
+def test_without_pairs_that_must_pass_lessons_are_what_they_were_before_there_were_any(task):
+    given = lessons(task, plan((UPPER, SHUFFLED), batch_size=8), steps=6)
+    digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()
+    assert digest == "e2bcdc304aab0e48a07fe01b087581e87e7d8b4fa4aebd57ca36601234aa1579"
+
+
+def test_a_summary_to_keep_is_preferred_to_one_with_an_error(task, passing, tmp_path, unread):
+    asked = with_pairs(plan(method="dpo", rejected="falsified", steps=2), passing)
+    record = task.repair(asked, tmp_path)
+    told = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    kept = [one for one in told if one["cell"] == [1, 1]]
+    assert [one["summary"] for one in kept] == ["A bridge opens in Perth.", SAID[2]]
+    assert all(one["rejected"] not in (None, one["summary"]) for one in kept)
+    assert record.details["must_pass_learnt"] == 2
+    assert "summaries of 2 pair(s)" in (tmp_path / "README.md").read_text()
 
 
 def own_summaries(task, texts):

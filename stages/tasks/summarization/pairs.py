@@ -1,16 +1,16 @@
 """What a repair learns: the summary to give of a changed article and, with method dpo, the one to reject.
 
 Changed articles are the repair items under cells of the target modes; the summaries to give are good ones of the same
-articles unchanged. Examples that people judged are added: a corrected
-answer is learnt instead of the model's, and an answer rated `GOOD` or better is learnt unchanged.
+articles unchanged. Examples that people judged are added: a corrected answer is learnt instead of the model's, and an
+answer rated `GOOD` or better is learnt unchanged. For pairs that must pass, the model's own summary of the article so
+changed is learnt, so that it stays.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -30,6 +30,7 @@ from stages.tasks.training import PairSampler, sampler
 
 GOOD = 8  # rating from which an answer is learnt unchanged
 TRIED = 2  # changes of each article that are tried for a summary to reject
+MUST_PASS = 4  # one in so many changed articles, rounded up, is of a pair that must pass
 
 NO_ITEMS = "prepare.items.repair: a repair needs items to learn from, found 0"
 
@@ -97,6 +98,24 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepai
             " summaries to learn; take more repair items, or method lora"
         )
     return preferred
+
+
+def build_must_pass(task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair) -> list[TrainingPair]:
+    """Choose a summary to keep for every pair that must pass: the model's own, trimmed to whole sentences.
+
+    Left out are pairs that fail before, and those whose change leaves too little of the article. With method dpo the
+    summary is to be preferred to a falsified copy; where no error is possible, the pair is left out as well.
+    """
+    if not plan.must_pass:
+        return []
+    answer = task.probe([pair.item for pair in plan.must_pass], np.array([pair.cell for pair in plan.must_pass]))
+    assert answer.valid is not None
+    kept = [
+        replace(best, cell=tuple(pair.cell))
+        for pair, summary, passes in zip(plan.must_pass, answer.outputs, answer.valid & ~answer.failed, strict=True)
+        if passes and (best := _best(task, pair.item, [summary], -1.0)) is not None
+    ]
+    return _falsified(task, plan, kept) if settings.method == "dpo" else kept
 
 
 def _falsified(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
@@ -220,8 +239,11 @@ class Lessons:
     (`validity`), the article is replayed unchanged: summarizing what is not there would teach the model to make things
     up. A clean control learns the same summaries in the same order, from unchanged articles.
 
+    Pairs that must pass take the place of some changed articles, in turn, under their own cells and in controls too.
+
     Args:
         plan: target modes, or what the control trains on; seed.
+        must_pass: see `build_must_pass`.
     """
 
     def __init__(
@@ -230,8 +252,11 @@ class Lessons:
         plan: RepairPlan,
         settings: SummaryRepair,
         pairs: Sequence[TrainingPair],
+        must_pass: Sequence[TrainingPair] = (),
     ) -> None:
         self.task, self.settings, self.seed, self.pairs = task, settings, plan.seed, list(pairs)
+        order = np.random.default_rng([plan.seed, 9]).permutation(len(must_pass))
+        self.must_pass = [must_pass[row] for row in order]
         self.draws = _draws(task, plan, pairs)
         self.clean = plan.control == "clean"
 
@@ -242,7 +267,8 @@ class Lessons:
         epoch, place = divmod(step, steps)
         rows, cells = self.draws.draw(steps * size, np.random.default_rng([self.seed, 5, epoch]))
         part = slice(place * size, (place + 1) * size)
-        unchanged = set(np.random.default_rng([self.seed, 6, step]).permutation(size)[: self.settings.replayed])
+        order = np.random.default_rng([self.seed, 6, step]).permutation(size).tolist()
+        unchanged, changed = order[: self.settings.replayed], order[self.settings.replayed :]
         lessons = []
         for number, (row, cell) in enumerate(zip(rows[part].tolist(), cells[part], strict=True)):
             pair = self.pairs[row]
@@ -250,6 +276,11 @@ class Lessons:
             if not self.clean and number not in unchanged:
                 article = self._changed(pair, cell, epoch, article)
             lessons.append(Lesson(article, pair.summary, pair.rejected))
+        n = min(len(self.must_pass), -(-len(changed) // MUST_PASS))
+        for k, number in enumerate(changed[1:][:n]):  # the first stays that of a target
+            pair = self.must_pass[(step * n + k) % len(self.must_pass)]
+            [article] = self.task.changed([pair.item], np.array([pair.cell]))
+            lessons[number] = Lesson(article, pair.summary, pair.rejected)
         return lessons
 
     def _changed(self, pair: TrainingPair, cell: np.ndarray, epoch: int, article: str) -> str:
@@ -259,8 +290,3 @@ class Lessons:
         changed = self.task.changed([pair.item], cell[None], np.array([epoch]))[0]
         valid = self.task.embedder.cosine(changed, article) >= self.task.settings.validity
         return changed if valid else article
-
-
-def save_pairs(pairs: Sequence[TrainingPair], path: Path) -> None:
-    """Write the pairs as JSON lines."""
-    path.write_text("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")

@@ -17,8 +17,10 @@ names the base by its content hash.
 """
 
 import copy
+import json
 from collections import ChainMap
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,14 @@ from stages.tasks.language.generate import LanguageModel, Summarizes, greedy, wi
 from stages.tasks.language.models import load_summarizer
 from stages.tasks.language.normalise import normaliser
 from stages.tasks.summarization.config import SummaryRepair
-from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, TrainingPair, build_pairs, save_pairs
+from stages.tasks.summarization.pairs import (
+    GOOD,
+    NO_ITEMS,
+    Lessons,
+    TrainingPair,
+    build_must_pass,
+    build_pairs,
+)
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.training import SummarizerTraining, verify
 from stages.tasks.training import PairSampler, interpolate, scale_adapter, write_card, write_loader
@@ -143,7 +152,8 @@ def _train(
     """Train, write the result and check it; return numbers for the card, and the learning curve."""
     under_test = with_weights(task.summarizer)
     pairs = build_pairs(task, plan, settings)
-    lessons = Lessons(task, plan, settings, pairs)
+    must_pass = build_must_pass(task, plan, settings)
+    lessons = Lessons(task, plan, settings, pairs, must_pass)
     form = _form(under_test, plan, settings)
     model, undo = copy.deepcopy(under_test.model), with_normalisations(form)
     learner = LanguageModel(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
@@ -155,7 +165,8 @@ def _train(
     out_dir.mkdir(parents=True, exist_ok=True)
     training.save(out_dir)
     save_form(learner.form, out_dir)
-    save_pairs(pairs, out_dir / "pairs.jsonl")
+    learnt = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in (*pairs, *must_pass))
+    (out_dir / "pairs.jsonl").write_text(learnt, encoding="utf-8")
     if plan.draft:
         return {}, curve
     learner.model = training.whole()
@@ -165,7 +176,8 @@ def _train(
         learner.model.save_pretrained(out_dir / MERGED)
         learner.tokenizer.save_pretrained(out_dir / MERGED)
         save_form(learner.form.model_copy(update={"base": None}), out_dir / MERGED)
-    return _numbers(task, plan, pairs, curve, training), curve
+    numbers = _numbers(task, plan, pairs, curve, training)
+    return numbers | ({"must_pass_learnt": len(must_pass)} if plan.must_pass else {}), curve
 
 
 def _form(under_test: Summarizes, plan: RepairPlan, settings: SummaryRepair) -> ModelForm:
