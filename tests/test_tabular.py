@@ -15,7 +15,13 @@ import pytest
 from stages.concepts import Region
 from stages.concepts.rows import CATALOGUE, with_groups
 from stages.core.errors import UsageError
+from stages.core.processes import Crew
+from stages.landscape.harm import PARTS, HeldOut, harm_at, keep_budget
+from stages.params.audit import AuditConfig
+from stages.params.repair import HarmConfig
+from stages.records.repair import Training
 from stages.tasks.contract import Compute, Pair, RepairPlan, TargetMode, TaskContext
+from stages.tasks.load import load_learner
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel
 from tests.alone import load_alone
@@ -120,11 +126,13 @@ def test_pairs_that_must_pass_are_fitted_beside_the_other_rows(task, prepared, t
     assert within.labels[-3:].tolist() == task.items.table.set_index("id").loc[[item] * 3, "label"].tolist()
 
 
-def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path):
+@pytest.mark.parametrize("share", [0.35, 1.0])
+def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path, share):
     settings = {"max_depth": 3, "criterion": "entropy", "n_estimators": 5}
     task.model = RowModel.fit("random_forest", settings, 7, task.rows, task.items.table["label"].to_numpy())
     plan = RepairPlan([TargetMode("m", Region({"drift": (1, 2)}))], {"method": "risk-weighted"}, 7)
-    task.repair(plan, tmp_path / "repaired")
+    task.repair(plan, tmp_path / "whole")
+    task.move(tmp_path / "whole", share, tmp_path / "repaired")
     asked = task.rows.head(50)
     asked.to_csv(tmp_path / "rows.csv", index=False)
     code = "print(*model.predict_proba(pd.read_csv(sys.argv[1])).ravel())"
@@ -132,6 +140,53 @@ def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path):
     known = RowModel.read(tmp_path / "repaired").log_odds(asked)
     assert classes == [task.model.classes[k] for k in known.argmax(1)]
     assert np.allclose(np.array(odds.split(), float).reshape(known.shape).clip(1e-12), np.exp(known), atol=1e-6)
+
+
+@pytest.fixture
+def repaired(task, tmp_path) -> Path:
+    mode = TargetMode("m", Region({"drift": (1, 2)}))
+    task.repair(RepairPlan([mode], {"method": "risk-weighted"}, 7), tmp_path / "repaired")
+    return tmp_path / "repaired"
+
+
+def test_a_repair_goes_part_of_the_way_from_the_model_under_test_to_what_was_fitted(task, prepared, repaired, tmp_path):
+    rows, margins = task.rows.head(100), []
+    for share in (0.0, 0.25, 0.5, 1.0):
+        task.move(repaired, share, tmp_path / str(share))
+        found = RowModel.read(tmp_path / str(share)).log_odds(rows)
+        assert np.allclose(np.exp(found).sum(1), 1)
+        margins.append(found[:, 0] - found[:, 1])
+    start, quarter, half, end = margins
+    assert np.abs(end - start).max() > 0.1
+    assert np.allclose(quarter, 0.75 * start + 0.25 * end, atol=1e-6)
+    assert np.allclose(half, 0.5 * start + 0.5 * end, atol=1e-6)
+    for share, whole in (("0.0", prepared / "model"), ("1.0", repaired)):
+        for path in whole.iterdir():
+            assert (tmp_path / share / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_repair_breaks_no_more_than_its_budget_of_harm(prepared, tmp_path):
+    config, budget = context(), HarmConfig(newly_failing=0.01, clean=0.01)
+    audit = AuditConfig(
+        seed=config.seed,
+        task="tabular-classification",
+        compute={"threads": 1, "backend": "eager"},
+        prepare=config.config,
+        concepts=CONCEPTS,
+        discrepancy=config.discrepancy,
+        discover={"budget": 100},
+        summarize={},
+    )
+    learner = load_learner("rows", audit, prepared, budget.held_out)
+    plan = RepairPlan([TargetMode("m", Region({"gain": (2,)}))], {"method": "risk-weighted"}, 7)
+    learner.repair(plan, folder := tmp_path / "models" / "repaired")
+    held_out = HeldOut("rows", audit, prepared, budget, tmp_path / "scratch")
+    share = keep_budget(held_out, learner, {"repaired": folder}, Crew(1))["repaired"].share
+    assert 0 < share < 1
+    learner.move(tmp_path / "models" / Training.folder_of("repaired", 1.0, 0), share + 1 / PARTS, tmp_path / "further")
+    before, *after = (held_out.ask(one) for one in (prepared / "model", folder, tmp_path / "further"))
+    allowed = [harm_at(share, before, one, budget).allowed for one in after]
+    assert allowed == [True, False]
 
 
 @pytest.mark.parametrize(

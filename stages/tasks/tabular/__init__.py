@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.tabular.models import RowModel
 from stages.tasks.tabular.probes import RowProbes
 
 
 class TabularClassification(RowProbes):
     """A classifier of rows with its rows, which can be refitted."""
 
-    movable = ("threshold",)
+    movable = ("risk-weighted", "threshold")
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         from stages.tasks.tabular.repair import repair
@@ -19,4 +20,5 @@ class TabularClassification(RowProbes):
     def move(self, folder: Path, share: float, out_dir: Path) -> None:
         from stages.tasks.tabular.repair import move
 
-        move(folder, share, out_dir)
+        assert isinstance(self.model, RowModel)  # as for `repair`
+        move(self.model, folder, share, out_dir)

@@ -99,6 +99,8 @@ class RowModel:
         fitted: the fitted scikit-learn pipeline.
         protected: columns that it was not fitted on.
         shifts: what is added to the log probability of each class, by protected column and group: thresholds by group.
+        before: the model that it is a repair of, fitted on the first of the same rows, if it goes only part of the way.
+        share: of the way from the log probabilities of `before` to its own.
     """
 
     estimator: str
@@ -109,6 +111,8 @@ class RowModel:
     fitted: Any
     protected: Sequence[str] = ()
     shifts: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    before: Self | None = None
+    share: float = 1.0
     shares: ClassVar[bool] = True
     gaps: ClassVar[bool] = False
 
@@ -148,7 +152,10 @@ class RowModel:
         for column, groups in self.shifts.items():
             for group, by_class in groups.items():
                 found[(rows[column] == group).to_numpy()] += by_class
-        if self.shifts:
+        if self.before is not None:
+            start = self.before.log_odds(rows)
+            found = start + self.share * (found - start)
+        if self.shifts or self.before is not None:
             found -= np.logaddexp.reduce(found, axis=1, keepdims=True)
         return found.round(9)
 
@@ -157,6 +164,18 @@ class RowModel:
         more = pd.concat([self.rows, rows], ignore_index=True)
         labels = np.concatenate([self.labels, labels])
         return RowModel.fit(self.estimator, self.settings, self.seed, more, labels, self.protected)
+
+    def towards(self, repaired: Self, share: float) -> Self:
+        """Return the model that is this share of the way to a repair of it, in thresholds or log probabilities."""
+        if share in (0, 1):
+            return repaired if share else self
+        if not repaired.shifts:
+            return replace(repaired, before=self, share=share)
+        shifts = {
+            column: {group: [share * shift for shift in by_class] for group, by_class in groups.items()}
+            for column, groups in repaired.shifts.items()
+        }
+        return replace(repaired, shifts=shifts)
 
     def loading(self) -> dict[str, Any]:
         """Return the values for templates/load.py.j2, which fits it as `fit` does."""
@@ -168,6 +187,8 @@ class RowModel:
             "label": LABEL,
             "protected": list(self.protected),
             "shifts": self.shifts,
+            "before": 0 if self.before is None else len(self.before.rows),
+            "share": self.share,
             "version": __version__,
         }
 
@@ -181,13 +202,14 @@ class RowModel:
             "seed": self.seed,
             **({"protected": list(self.protected)} if self.protected else {}),
             **({"shifts": self.shifts} if self.shifts else {}),
+            **({"before": len(self.before.rows), "share": self.share} if self.before is not None else {}),
             "scikit-learn": __version__,
             "known": self.log_odds(self.rows[:_KNOWN]).tolist(),
         }
         write_json(folder / "model.json", about)
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> "RowModel":
         """Read what `save` wrote, and fit it again.
 
         Raises:
@@ -195,8 +217,14 @@ class RowModel:
         """
         about, rows = read_json(folder / "model.json"), read_table(folder / "rows.parquet")
         labels = rows.pop(LABEL).to_numpy()
-        model = cls.fit(about["estimator"], about["settings"], about["seed"], rows, labels, about.get("protected", ()))
-        model = replace(model, shifts=about.get("shifts", {}))
+
+        def fitted(n: int) -> "RowModel":
+            own = (about["estimator"], about["settings"], about["seed"])
+            return cls.fit(*own, rows[:n], labels[:n], about.get("protected", ()))
+
+        model = replace(fitted(len(rows)), shifts=about.get("shifts", {}))
+        if "before" in about:
+            model = replace(model, before=fitted(about["before"]), share=about["share"])
         known = np.array(about["known"])
         found = model.log_odds(rows[:_KNOWN])
         if found.shape != known.shape or not np.allclose(found, known, atol=_TOLERANCE):

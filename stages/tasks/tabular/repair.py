@@ -129,14 +129,9 @@ def _shifts(task: RowProbes, plan: RepairPlan, rng: np.random.Generator) -> dict
     return found
 
 
-def move(folder: Path, share: float, out_dir: Path) -> None:
-    """Write a model with thresholds by group that are moved only part of the way, see `Task.move`."""
-    whole = RowModel.read(folder)
-    shifts = {
-        column: {group: [share * shift for shift in by_class] for group, by_class in groups.items()}
-        for column, groups in whole.shifts.items()
-    }
-    moved = replace(whole, shifts=shifts)
+def move(base: RowModel, folder: Path, share: float, out_dir: Path) -> None:
+    """Write a repair of a model that goes only part of the way, see `Task.move`."""
+    moved = base.towards(RowModel.read(folder), share)
     shutil.copytree(folder, out_dir, dirs_exist_ok=True)
     moved.save(out_dir)
     write_loader(out_dir, __file__, **moved.loading())
