@@ -26,7 +26,16 @@ from flows.results import Took
 from stages.code import RECORD, read_record
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
-from stages.core.files import read_state, read_table, replace_file, seal, unseal, write_state
+from stages.core.files import (
+    append_sealed,
+    read_sealed,
+    read_state,
+    read_table,
+    replace_file,
+    seal,
+    unseal,
+    write_state,
+)
 from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
 from stages.tasks.classification.init.pictures import look_at_pictures
@@ -147,6 +156,23 @@ def test_lines_of_another_ledger_do_not_fit(undisturbed: Any, tmp_path: Path) ->
     again, asked = search(path)
     pd.testing.assert_frame_equal(again, table)
     assert asked == batches
+
+
+@pytest.mark.parametrize(
+    ("cut", "aside"),
+    [(lambda lines: [*lines[:1], lines[1][:9]], False), (lambda lines: [*lines[:1], b"?", *lines[1:]], True)],
+)
+def test_sealed_lines_are_kept_up_to_the_damage(tmp_path: Path, cut: Any, aside: bool) -> None:
+    path = tmp_path / "scratch" / "kept.jsonl"
+    assert read_sealed(None) == read_sealed(path) == []
+    for n in range(3):
+        append_sealed(path, b"%d" % n)
+    assert read_sealed(path) == [b"0", b"1", b"2"]
+    path.write_bytes(b"".join(cut(path.read_bytes().splitlines(keepends=True))))
+    assert read_sealed(path) == [b"0"]
+    assert path.with_name("kept.jsonl.damaged").exists() is aside
+    append_sealed(path, b"1")
+    assert read_sealed(path) == [b"0", b"1"]
 
 
 STATES: list[tuple[Any, Any]] = [

@@ -234,6 +234,32 @@ def unseal(path: Path, line: bytes) -> bytes | None:
     return data if line == seal(path, data) else None
 
 
+def append_sealed(path: Path | None, data: bytes) -> None:
+    """Append a sealed line to a file from which a killed run resumes; None stores nothing."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(seal(path, data))
+
+
+def read_sealed(path: Path | None) -> list[bytes]:
+    """Return the data of a file's sealed lines up to the first damaged one, from which on the file is cut.
+
+    A line that a kill cut short is normal; with other damage the file is put aside.
+    """
+    if path is None or not path.exists():
+        return []
+    lines, good = path.read_bytes().splitlines(keepends=True), list[bytes]()
+    for line in lines:
+        if (data := unseal(path, line)) is None:
+            if lines[-1].endswith(b"\n"):
+                put_aside(path)
+            replace_file(path, b"".join(lines[: len(good)]))
+            break
+        good.append(data)
+    return good
+
+
 def put_aside(path: Path) -> None:
     """Move a damaged file out of the way so that it is recreated, and print a line about it."""
     aside = path.with_name(f"{path.name}.damaged")

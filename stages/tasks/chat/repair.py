@@ -14,14 +14,14 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
-from stages.core.files import content_hash, put_aside, replace_file, seal, unseal
+from stages.core.files import append_sealed, content_hash, read_sealed
 from stages.core.progress import progress
 from stages.params import checked
 from stages.tasks.chat.config import CONTEXT, ChatRepair
@@ -43,7 +43,6 @@ from stages.tasks.training import PairSampler, sampler, write_card, write_loader
 
 GOOD = 8  # rating from which an answer is shown as it was given
 COLUMNS = ("step", "loss", "round", "piece", "kept")
-KEPT = "configurations.jsonl"  # in the scratch folder
 AS_EXAMPLES = 0.25  # of the repair items at most
 MUST_PASS = -1  # in place of the number of a round: its pairs are those that must pass
 DRAWN = 8  # pairs drawn for each example, of which some cannot be used
@@ -165,7 +164,8 @@ class PromptTrial:
                 print(f"note: the model has no room for this piece, which is not tried ({piece})")
         order = np.random.default_rng([plan.seed, 13]).permutation(len(fits))
         draws, ordered = sampler(task, plan, left), [fits[k] for k in order]
-        return cls(task, plan, left, settings.pairs, draws, ordered, _read(plan.scratch), set())
+        known: dict[str, list[bool]] = dict(map(json.loads, read_sealed(_kept(plan))))
+        return cls(task, plan, left, settings.pairs, draws, ordered, known, set())
 
     def pairs(self, number: int) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Draw the pairs of a round: items, cells (n, concepts) and repeats (n,)."""
@@ -183,7 +183,7 @@ class PromptTrial:
         key = content_hash([], configuration.model_dump(mode="json"), number)
         if key not in self.known:
             self.known[key] = with_it.probe(*pairs).failed.tolist()
-            _keep(self.plan.scratch, key, self.known[key])
+            append_sealed(_kept(self.plan), json.dumps([key, self.known[key]]).encode())
         return np.array(self.known[key])
 
     def keeps(self, configuration: Configuration) -> bool:
@@ -278,21 +278,6 @@ def _finds_questions(task: ChatProbes, items: Sequence[str]) -> bool:
     return True
 
 
-def _read(scratch: Path | None) -> dict[str, list[bool]]:
-    """Return what an earlier run found out; a line that a kill cut short is dropped."""
-    path = scratch and scratch / KEPT
-    if path is None or not path.exists():
-        return {}
-    lines = path.read_bytes().splitlines(keepends=True)
-    good = list(takewhile(lambda data: data is not None, (unseal(path, line) for line in lines)))
-    if len(good) < len(lines) and lines[-1].endswith(b"\n"):
-        put_aside(path)
-    replace_file(path, b"".join(lines[: len(good)]))
-    return dict(json.loads(data) for data in good if data is not None)
-
-
-def _keep(scratch: Path | None, key: str, failed: Sequence[bool]) -> None:
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-        with (path := scratch / KEPT).open("ab") as file:
-            file.write(seal(path, json.dumps([key, list(failed)]).encode()))
+def _kept(plan: RepairPlan) -> Path | None:
+    """Where a run keeps what it found out, so that it resumes after a kill."""
+    return plan.scratch / "configurations.jsonl" if plan.scratch else None

@@ -8,16 +8,16 @@ changed is learnt, so that it stays.
 
 import json
 import re
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from random import Random
 
 import numpy as np
 
 from stages.concepts.texts import sentences
 from stages.core.errors import UsageError
-from stages.core.files import put_aside, replace_file, seal, unseal
+from stages.core.files import append_sealed, read_sealed
 from stages.core.progress import progress
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.language.articles import Article
@@ -175,17 +175,8 @@ def _draw(
 ) -> dict[str, list[str]]:
     """Draw summaries of each article; those that an earlier run drew are taken from scratch."""
     size = task.summarizer.compute.batch_size
-    kept = plan.scratch / "drawn.jsonl" if plan.scratch else None
-    drawn: dict[str, list[str]] = {}
-    if kept is not None and kept.exists():
-        lines = kept.read_bytes().splitlines(keepends=True)
-        good = list(takewhile(lambda data: data is not None, (unseal(kept, line) for line in lines)))
-        if len(good) < len(lines) and lines[-1].endswith(b"\n"):  # otherwise a kill cut the last line short
-            put_aside(kept)
-        if len(good) < len(articles):  # an incomplete last batch is drawn again with its own seed
-            good = good[: len(good) // size * size]
-        drawn = dict(json.loads(data) for data in good if data is not None)
-        replace_file(kept, b"".join(lines[: len(good)]))
+    kept = plan.scratch / "draws.jsonl" if plan.scratch else None  # one line for each batch
+    drawn: dict[str, list[str]] = dict(ChainMap(*map(json.loads, read_sealed(kept))))
     open_items = [item for item in articles if item not in drawn]
     with progress("repair, drawing summaries", len(articles)) as tell:
         for start in range(0, len(open_items), size):
@@ -200,10 +191,7 @@ def _draw(
             )
             new = {item: answers[i * settings.samples : (i + 1) * settings.samples] for i, item in enumerate(part)}
             drawn |= new
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with kept.open("ab") as file:
-                    file.writelines(seal(kept, json.dumps(entry).encode()) for entry in new.items())
+            append_sealed(kept, json.dumps(new).encode())
             tell(len(drawn), "")
     return drawn
 
