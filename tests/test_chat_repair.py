@@ -31,6 +31,7 @@ from stages.tasks.chat.configuration import CONFIGURATION, Configuration, Normal
 from stages.tasks.chat.data import JsonQuestions, choose_items
 from stages.tasks.chat.init import QuestionsInit
 from stages.tasks.contract import Compute, Pair, RatedExample, RepairPlan, TargetMode, TaskContext
+from stages.tasks.language.chats import KNOWN
 from stages.tasks.language.generate import Turn
 from stages.tasks.training import write_loader
 from tests.endpoints import completion, served
@@ -111,7 +112,7 @@ def plan(*targets: TargetMode, **changes: Any) -> RepairPlan:
 
 
 def chosen(out: Path) -> list[str]:
-    return [str(piece) for piece in read_configuration(out, "weak").pieces]
+    return [str(piece) for piece in read_configuration(out, read_json(out / CONFIGURATION)["base"]).pieces]
 
 
 def test_the_piece_that_mends_is_found_and_what_was_chosen_is_said(inputs, tmp_path):
@@ -130,6 +131,19 @@ def test_the_piece_that_mends_is_found_and_what_was_chosen_is_said(inputs, tmp_p
     assert all(piece in card for piece in pieces) and "base_model: sha256:weak" in card
     again = task_of(inputs, Weak("capitals", "follow")).repair(both, tmp_path / "again")
     assert again.curve.equals(curve) and chosen(tmp_path / "again") == pieces
+
+
+def test_if_one_piece_helps_as_much_is_asked_as_is_told_before(inputs, tmp_path):
+    with serving({"capitals"}) as model:
+        given = context(inputs, model={"openai": f"{model.url}/v1", "model": "tiny"})
+        (prepared := tmp_path / "prepare").mkdir()
+        Chat.prepare(given, prepared)
+        before, asked = len(model.requests), plan(settings={"normalise": []})
+        record = Chat.load(given, prepared).repair(asked, tmp_path / "repaired")
+        requests = len(model.requests) - before - len(KNOWN)
+    told = Chat.repair_probes(asked.settings, 1.0)
+    assert len(chosen(tmp_path / "repaired")) == 1 and len(record.curve) == told.usual < told.most
+    assert 0.9 * told.usual * told.pairs <= requests <= told.usual * told.pairs
 
 
 def test_if_nothing_helps_it_stays_the_model_under_test_and_says_so(inputs, tmp_path, capsys):
@@ -179,11 +193,7 @@ def test_a_piece_that_breaks_a_pair_that_must_pass_is_refused_and_the_requests_f
         must = [Pair(item, [0, 0]), Pair(item, [0, 1])] if name == "within" else []  # the second fails in any case
         record = task.repair(plan(control=control, settings=settings, must_pass=must), tmp_path / name)
         found[name] = [record.details["requests"], *chosen(tmp_path / name)]
-        assert (
-            record.details["requests"]
-            == len(task.model.asked)
-            <= Chat.repair_probes(plan(settings=settings).settings, 1.0, len(must))
-        )
+        assert record.details["requests"] == len(task.model.asked)
     assert "capitals or tone" in found["without"][1] and Brittle.OTHER in found["within"][1]
     assert found["within"][0] == found["without"][0] + 3 * 2, "the prompt to improve on, and two that mend"
 
@@ -220,7 +230,8 @@ def test_no_more_is_tried_than_the_settings_and_the_dose_allow(inputs, tmp_path)
         task = task_of(inputs, Weak("capitals"))
         record = task.repair(plan(settings=settings, dose=dose, draft=True), tmp_path / str(dose))
         assert record.steps == most and 0 < len(record.curve) <= most
-        assert Chat.repair_probes(settings, dose) == 5 * most >= len(task.model.asked)
+        asked = Chat.repair_probes(settings, dose)
+        assert (asked.most, asked.pairs) == (most, 5) and 5 * most >= len(task.model.asked)
         assert [path.name for path in (tmp_path / str(dose)).iterdir()] == [CONFIGURATION]
 
 
@@ -317,7 +328,7 @@ def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inpu
         task = Chat.load(given, prepared)
         before = len(model.requests)
         record = task.repair(plan(UPPER, INJECTED, settings={"normalise": [], "pairs": 12}), out)
-        assert len(model.requests) - before <= record.details["requests"] <= Chat.repair_probes(plan().settings, 1.0)
+        assert len(model.requests) - before <= record.details["requests"] <= 60 * 12
         repaired = Chat.load(given, prepared, out)
         assert len({task.model_hash, repaired.model_hash}) == 2 and repaired.model.hash == task.model_hash
         ids, cells = task.items.ids("test"), np.tile([1, 1], (COUNTS["test"], 1))
@@ -327,6 +338,7 @@ def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inpu
         for share, pieces in ((0.1, 1), (0.5, 1), (0.6, 2), (1.0, 2)):
             task.move(out, share, tmp_path / f"{share}")
             part = Chat.load(given, prepared, tmp_path / f"{share}")
+            assert task.pieces_of(tmp_path / f"{share}") == chosen(out)[:pieces]
             assert part.configuration.pieces == repaired.configuration.pieces[:pieces]
             assert (part.model_hash == repaired.model_hash) == (pieces == 2)
         # The proxy sends what the audit sent.
@@ -382,20 +394,23 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
     block = {"feedback": {"policy": "top-k"}, "re_evaluate": {}, "gates": {}}
     block["restructure"] = repair_block(QuestionsInit(), audit["prepare"]["items"], 200)["restructure"]
 
-    def asked(**changes: Any) -> int | None:
+    def asked(levels: int = 9, **changes: Any) -> tuple[int | None, int | None]:
+        concepts = {"typos": [n / 10 for n in range(levels)], "politeness": ["neutral", "polite", "rude"]}
         repair = {**block, "restructure": {**block["restructure"], **changes}}
-        return abilities_of(
-            Params.model_validate({"audits": {"q": audit}, "repairs": {"q": repair}}), "q"
-        ).repair_probes
+        one = {**audit, "concepts": concepts, "usage": "uniform"}
+        params = Params.model_validate({"audits": {"q": one}, "repairs": {"q": repair}})
+        return abilities_of(params, "q")[-2:]
 
-    each = (chat := ChatRepair(method="prompt")).candidates * chat.pairs
-    assert asked(harm=None) == 2 * each and asked(harm=None, control="none") == each
-    with monkeypatch.context() as patch:
-        patch.setattr("flows.results.abilities._must_pass", lambda _: 10)
-        more = 2 * 10 * chat.candidates
-        assert asked(harm=None) == 2 * each + more + 10 * 3 and asked() == 2 * each + more + 13 * (200 + 8 + 10)
-    assert asked() == 2 * each + (1 + 2 * MOST_SHARES) * (200 + 8)
-    assert asked(harm=None, trainings=2) == 2 * (each + each // 4 + each // 4 + each + 4 * each)
+    chat, shares = ChatRepair(method="prompt"), 1 + 2 * MOST_SHARES
+    most, usual = chat.candidates * chat.pairs, (2 * (3 + 3 + 4 + 6) + 1) * chat.pairs
+    assert asked(harm=None, control="none") == (most, usual) and asked(harm=None) == (2 * most, 2 * usual)
+    assert asked() == (2 * most + shares * (200 + 8), 2 * usual + 3 * (200 + 8))
+    assert asked(levels=2, harm={}) == (2 * most + shares * (240 + 8), 2 * usual + 3 * (240 + 8)), "of 6 cells"
+    assert asked(harm=None, trainings=2)[0] == 2 * (most + most // 4 + most // 4 + most + 4 * most)
+    monkeypatch.setattr("flows.results.abilities._must_pass", lambda _: 10)
+    more = 2 * 10 * chat.candidates
+    assert asked(harm=None) == (2 * most + more + 10 * 3, 2 * usual + 2 * 10 * 2 + 10 * 3)
+    assert asked()[0] == 2 * most + more + shares * (200 + 8 + 10)
 
 
 @pytest.mark.slow
@@ -416,8 +431,13 @@ def test_from_init_through_the_loop_to_an_export_and_the_key_is_nowhere(tmp_path
         repair["restructure"] |= {"harm": {"pairs": 60}, "settings": {"pairs": 20}}
         repair["re_evaluate"] = {"paired_probes": 100}
         path.write_text(yaml.safe_dump(params))
+        code, planned = faded(here, "plan", "questions", TINY_KEY=key)
+        [most] = re.findall(
+            r"questions: at most ([\d,]+) requests \(about [\d,]+ if one change", " ".join(planned.split())
+        )
         audited = here.faded("audit", "questions", TINY_KEY=key)
         assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
+        assert len(model.requests) <= int(most.replace(",", ""))
         assert faded(here, "export", "questions", "deploy", "--force")[0] == 0
     assert key not in told + audited.stdout
     written = (path for path in here.path.rglob("*") if path.is_file())  # results, logs, Prefect's database

@@ -75,7 +75,7 @@ def test_a_repair_that_breaks_too_much_at_once_stays_the_model_under_test():
     found = chosen([500] * PARTS, [0.0] * PARTS, HarmConfig())
     assert found.share == 0 and not any(one.allowed for one in found.tried)
     assert "stays the model under test" in how_far("repaired", found)
-    assert "goes 100% of the way" in how_far("repaired", chosen([0] * PARTS, [0.0] * PARTS, HarmConfig()))
+    assert "goes all the way" in how_far("repaired", chosen([0] * PARTS, [0.0] * PARTS, HarmConfig()))
 
 
 def test_the_report_says_how_far_each_went_and_what_stopped_it():
@@ -94,6 +94,26 @@ def test_the_report_says_how_far_each_went_and_what_stopped_it():
     )
     nowhere = how_far_each({"repaired": chosen([500] * PARTS, [0.0] * PARTS, HarmConfig())})
     assert "the repair stays the model under test; at 5%, 50.00% newly fail," in nowhere and not how_far_each({})
+
+
+@pytest.mark.parametrize(
+    ("newly", "console", "page"),
+    [
+        ([0] * PARTS, "keeps all 2 pieces (be brief; read on): on", "keeps all 2 pieces (be brief; read on): 0.00%"),
+        (
+            [0] * (PARTS // 2) + [500] * (PARTS // 2),
+            "keeps the first 1 of 2 pieces (be brief) and takes back the others (read on): on",
+            "takes back the others (read on): 0.00% newly fail, clean quality 0.0 points; at 2 of 2 pieces, 50.00%",
+        ),
+        ([500] * PARTS, "as 1 of 2 pieces breaks too much", "stays the model under test; at 1 of 2 pieces, 50.00%"),
+    ],
+)
+def test_of_what_is_added_to_a_prompt_the_pieces_are_named(newly, console, page):
+    found = chosen(newly, [0.0] * PARTS, HarmConfig())
+    tried = [one.having(pieces=1 if one.share <= 0.5 else 2) for one in found.tried]
+    found = found.having(tried=tried, pieces=["be brief", "read on"])
+    assert console in how_far("repaired", found) and page in how_far_each({"repaired": found})
+    assert "%" not in how_far("repaired", found).partition(": on")[0]
 
 
 def test_going_no_way_hands_on_the_bytes_of_the_model_under_test(tmp_path):

@@ -309,11 +309,11 @@ def test_the_plan_counts_what_the_judge_is_asked(inputs, tmp_path, monkeypatch):
     Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
     todo = [SimpleNamespace(kind="prepare", name="prepare@q", audit="q")]
     told = requests_line(load_params(), SimpleNamespace(to_do=lambda names: todo), "q")
-    assert told.startswith(f"q, judge: about {9 + 2 * (6 + 40)} requests") and ", cost about" in told
+    assert told.startswith(f"q, judge: at most {9 + 2 * (6 + 40)} requests") and ", cost about" in told
     audit["prepare"]["judge"]["deterministic"] = False
     Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
     told = requests_line(load_params(), SimpleNamespace(to_do=lambda names: todo), "q")
-    assert told.startswith(f"q, judge: about {9 + 2 * (6 + 2 * 40)} requests"), "it is calibrated twice"
+    assert told.startswith(f"q, judge: at most {9 + 2 * (6 + 2 * 40)} requests"), "it is calibrated twice"
     assert needs_network("discover", "q", load_params())
     audit["prepare"]["judge"] = {"transformers": "other"}
     Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
@@ -471,11 +471,11 @@ def test_from_the_plan_to_the_report(inputs, tmp_path):
         )
         here.write_params({"audits": {"q": audit}, "repairs": {}})
         code, plan = faded(here, "plan", "q")
-        assert code == 0 and "q: about" in plan and "q, judge: about" in plan, plan
+        assert code == 0 and "q: about" in plan and "q, judge: at most" in plan, plan
         run_stages(here, "q")
         assert Account(here.path / ".faded/account/q.judge.jsonl").bill.requests > 64
         code, plan = faded(here, "plan", "q")
-        assert code == 0 and "q, judge: about 0 requests" in plan
+        assert code == 0 and "q, judge: at most 0 requests" in plan
     metrics = json.loads((here.path / "data/q/prepare/metrics.json").read_text())
     assert metrics["clean_accuracy"] == {"discover": 1.0} and metrics["judge"]["decided"] == 24
     report = (here.path / "data/q/report/report.html").read_text()

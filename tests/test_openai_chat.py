@@ -308,7 +308,7 @@ def test_the_plan_says_tokens_and_money_before_and_after_anything_was_asked(work
         guess = line("prepare", "discover")
         probes = probes_of(load_params(), SimpleNamespace(kind="discover", name="discover@chat", audit="chat"))
         summaries = 10 + 6 + 5 + 2 * (10 + 6)  # of all splits, and two for each calibration item
-        assert f"about {summaries + 3 * len(KNOWN) + probes} requests" in guess
+        assert f"at most {summaries + 3 * len(KNOWN) + probes} requests" in guess
         assert "a guess from the length of the texts), cost about" in guess
         assert "0 of max_cost 0.001 is spent, and this may reach it" in guess
         assert model.requests == []  # a plan sends no request

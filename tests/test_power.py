@@ -23,7 +23,7 @@ from tests.landscapes import landscape_file, planted
 from tests.workspace import Workspace, audit_params, repair_params
 
 REPAIRS = 100
-NOTHING = Abilities(False, False, False, [], False, None)
+NOTHING = Abilities(False, False, False, [], False, None, None)
 
 
 def change(power: Power, drop: float, seed: int) -> Rate:

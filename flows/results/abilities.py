@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +27,8 @@ class Abilities(NamedTuple):
     """Optional methods that a task has, the methods of repair that learn from rated examples, and what a repair asks.
 
     `budgeted` is whether the audit's repair keeps a budget of harm. `repair_probes` is the largest number of probes
-    that the repair, its control and further trainings ask, that budget included; None if they train, or there is none.
+    that the repair, its control and further trainings ask, that budget included; `usual_repair_probes` is about how
+    many if one thing helps and breaks little. Both are None if they train, or there is none.
     """
 
     again: bool
@@ -35,6 +37,7 @@ class Abilities(NamedTuple):
     learns_from_examples: list[str]
     budgeted: bool
     repair_probes: int | None
+    usual_repair_probes: int | None
 
 
 def abilities_of(params: Params, audit: str) -> Abilities:
@@ -65,7 +68,7 @@ def _looked_up(params: Params, audit: str) -> Abilities:
     task = task_class(audit, params.audit(audit))
     again, measure, tallies = (offers(task, name) for name in ("again", "measure", "tallies"))
     examples, budgeted = list(task.learns_from_examples), _keeps_budget(params, audit, task)
-    return Abilities(again, measure, tallies, examples, budgeted, _repair_probes(params, audit, task))
+    return Abilities(again, measure, tallies, examples, budgeted, *_repair_probes(params, audit, task))
 
 
 def _keeps_budget(params: Params, audit: str, task: "type[Task]") -> bool:
@@ -73,22 +76,33 @@ def _keeps_budget(params: Params, audit: str, task: "type[Task]") -> bool:
     return repair is not None and repair.harm is not None and repair.method in task.movable
 
 
-def _repair_probes(params: Params, audit: str, task: "type[Task]") -> int | None:
+def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int | None, int | None]:
     if audit not in params.repairs:
-        return None
+        return None, None
     repair, items = params.repairs[audit].restructure, params.audits[audit].prepare.get("items")
     settings = {"method": repair.method, **repair.settings}
     copies = ("repaired",) if repair.control == "none" else ("repaired", "control")
     doses = [dose for copy in copies for dose in repair.doses.get(copy, (1.0,))]
+    asked = [tried for dose in doses if (tried := task.repair_probes(settings, dose)) is not None]
+    if len(asked) < len(doses):
+        return None, None
+    learnt = items.get("repair", 0) if isinstance(items, dict) else 0
+    existing = learnt * prod(map(len, params.audits[audit].concepts.values())) or sys.maxsize  # pairs of a small grid
     must_pass = _must_pass(audit)
-    asked = [task.repair_probes(settings, dose, must_pass) for dose in doses]
-    if None in asked:
-        return None
-    judged, each = 1 + len(copies), must_pass  # the model under test, and the copies
-    if repair.harm is not None and _keeps_budget(params, audit, task) and isinstance(items, dict):
-        judged = 1 + MOST_SHARES * len(copies)  # the shares of the way that are tried of each copy
-        each += repair.harm.pairs + round(repair.harm.held_out * items.get("repair", 0))
-    return repair.trainings * sum(filter(None, asked)) + judged * each
+    most = usual = 0
+    for one in asked:
+        pairs = min(one.pairs, existing)
+        most += repair.trainings * one.most * (pairs + must_pass)
+        usual += repair.trainings * (
+            one.usual * pairs + min(2, one.most) * must_pass
+        )  # with the prompt to improve on, and that chosen
+    # The model under test and its copies answer the pairs that must pass and, within a budget, those held out. What
+    # breaks too much answers them at several shares of the way.
+    each, shares = must_pass, 1
+    if repair.harm is not None and _keeps_budget(params, audit, task):
+        shares = MOST_SHARES
+        each += min(repair.harm.pairs, existing) + round(repair.harm.held_out * learnt)
+    return most + (1 + shares * len(copies)) * each, usual + (1 + len(copies)) * each
 
 
 def _must_pass(audit: str) -> int:

@@ -83,12 +83,13 @@ def how_far(copy: str, harm: Harm) -> str:
     on = f"on {harm.items:,} held-out items"
     beyond = min((one for one in harm.tried if one.share > harm.share), key=lambda one: one.share, default=chosen)
     if beyond.must_pass and beyond.must_pass.failing:
-        on = f"at {beyond.share:.0%}, {beyond.must_pass}; {on}"
+        on = f"at {harm.at(beyond)}, {beyond.must_pass}; {on}"
     if harm.noise:
         broke += f" (the model under test, queried again: {harm.noise:.1%})"
     if harm.share == 0:
-        return f"{copy}: stays the model under test, as {chosen.share:.0%} of the way breaks too much: {on}, {broke}"
-    return f"{copy}: goes {harm.share:.0%} of the way to what it learnt: {on}, {broke}"
+        least = f"{harm.at(chosen)}{'' if harm.pieces else ' of the way'}"
+        return f"{copy}: stays the model under test, as {least} breaks too much: {on}, {broke}"
+    return f"{copy}: {harm.goes(chosen)}: {on}, {broke}"
 
 
 class HeldOut(NamedTuple):
@@ -133,13 +134,19 @@ class HeldOut(NamedTuple):
     def _judge(self, before: HeldOutAnswers, trained: Path) -> Harm:
         learner = load_alone(self.name, self.audit, self.prepared)
 
-        def ask(share: float) -> HeldOutAnswers:
-            folder = self.scratch / f"{trained.name}-{share:g}"
-            shutil.rmtree(folder, ignore_errors=True)
-            learner.move(trained, share, folder)
-            return self.ask(folder)
+        def part(share: float) -> Path:
+            return self.scratch / f"{trained.name}-{share:g}"
 
-        return choose_share(before, ask, self.budget, lambda: self._noise(before))
+        def ask(share: float) -> HeldOutAnswers:
+            shutil.rmtree(part(share), ignore_errors=True)
+            learner.move(trained, share, part(share))
+            return self.ask(part(share))
+
+        found = choose_share(before, ask, self.budget, lambda: self._noise(before))
+        if (pieces := learner.pieces_of(trained)) is None:
+            return found
+        tried = [one.having(pieces=len(learner.pieces_of(part(one.share)) or ())) for one in found.tried]
+        return found.having(tried=tried, pieces=pieces)
 
     def ask(self, model: Path) -> HeldOutAnswers:
         """Query a model, a folder, with pairs of held-out items and cells as they occur in use, and unchanged items."""

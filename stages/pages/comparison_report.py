@@ -184,11 +184,10 @@ def how_far_each(harm: Mapping[str, records.Harm]) -> str:
         tried = {at.share: at for at in one.tried}
         name, went = {"repaired": "repair"}.get(copy, copy), "stays the model under test"
         if one.share:
-            way = "all the way" if one.share == 1 else f"{percent(one.share, 0)} of the way"
-            went = f"goes {way} to what it learnt: {_breaks(tried[one.share])}"
+            went = f"{one.goes(tried[one.share])}: {_breaks(tried[one.share])}"
         if beyond := [share for share in tried if share > one.share]:
-            nearest = min(beyond)
-            went += f"; at {percent(nearest, 0)}, {_breaks(tried[nearest])}, more than its budget of harm allows"
+            nearest = tried[min(beyond)]
+            went += f"; at {one.at(nearest)}, {_breaks(nearest)}, more than its budget of harm allows"
         on = "" if said else f"On {counted(one.items, 'repair item')} held out of the training, "
         said.append(f"{on}{'the' if on else 'The'} {name} {went}.")
         if one.noise and copy == "repaired":

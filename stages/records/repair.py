@@ -134,26 +134,52 @@ class MustPass(Record):
 
 
 class HarmAtShare(Record):
-    """What a model breaks at a share of the way, by held-out items: newly failing in use, and clean quality lost."""
+    """What a model breaks at a share of the way, by held-out items: newly failing in use, and clean quality lost.
+
+    `pieces` is how many of `Harm.pieces` it has at this share; None if it is not made of pieces.
+    """
 
     share: float
     newly_failing: float
     clean: float
     allowed: bool
     must_pass: MustPass | None = None
+    pieces: int | None = None
 
 
 class Harm(Record):
     """How far a model went to what was learnt, where 0 is the model under test itself, and the shares tried.
 
     `items` is the number of repair items that were held out of its training to find this; `noise` the newly failing
-    share of the model under test, queried again, if that was needed.
+    share of the model under test, queried again, if that was needed; `pieces` is what was added to a prompt, if
+    anything was learnt that way.
     """
 
     share: float
     items: int
     tried: Listed[HarmAtShare]
     noise: float | None = None
+    pieces: list[str] | None = None
+
+    def goes(self, at: HarmAtShare) -> str:
+        """Say how far a share goes: "goes 75% of the way to what it learnt"."""
+        if self.pieces is None or at.pieces is None:
+            return f"goes {'all' if at.share == 1 else f'{at.share:.0%} of'} the way to what it learnt"
+        if not self.pieces:
+            return "stays the model under test, as nothing helps"
+        kept, back = self.pieces[: at.pieces], self.pieces[at.pieces :]
+        count = f"all {len(kept)} pieces" if len(kept) > 1 else "its only piece"
+        if back:
+            count = f"the first {len(kept)} of {len(self.pieces)} pieces"
+        return f"keeps {count} ({'; '.join(kept)})" + (
+            f" and takes back the others ({'; '.join(back)})" if back else ""
+        )
+
+    def at(self, share: HarmAtShare) -> str:
+        """Name a share: "75%", or "2 of 3 pieces"."""
+        if self.pieces is None or share.pieces is None:
+            return f"{share.share:.0%}"
+        return f"{share.pieces} of {len(self.pieces)} piece{'s' * (len(self.pieces) > 1)}"
 
 
 class Trainings(JsonRecord):

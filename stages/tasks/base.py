@@ -29,6 +29,7 @@ from stages.tasks.contract import (
     ProbeBatch,
     Quality,
     RepairPlan,
+    RepairProbes,
     RepairRecord,
     Sheet,
     Split,
@@ -259,6 +260,14 @@ class LoadedTask(ABC):
         """
         raise UsageError(f"restructure.harm: {type(self).__name__} cannot move a model part of the way")
 
+    def pieces_of(self, folder: Path) -> list[str] | None:
+        """Return what was added to the model under test, if part of the way means only the first of these pieces.
+
+        Args:
+            folder: what `repair` or `move` wrote.
+        """
+        return None
+
     @property
     def automatic_task(self) -> "LoadedTask":
         """The task without people's ratings, see `stages.ratings`."""
@@ -382,13 +391,12 @@ class Task(LoadedTask):
         return []
 
     @classmethod
-    def repair_probes(cls, settings: Mapping[str, Any], dose: float, must_pass: int = 0) -> int | None:
-        """Return how many probes a repair asks at most; None: it trains, and what it asks is not worth a mention.
+    def repair_probes(cls, settings: Mapping[str, Any], dose: float) -> RepairProbes | None:
+        """Return what a repair asks; None: it trains, and what it asks is not worth a mention.
 
         Args:
             settings: its method and the method's settings.
             dose: share of the configured steps.
-            must_pass: number of pairs that must pass.
         """
         return None
 

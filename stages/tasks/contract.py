@@ -359,6 +359,20 @@ class RepairRecord:
     curve: pd.DataFrame = field(default_factory=_no_curve)
 
 
+class RepairProbes(NamedTuple):
+    """What a repair asks that tries variants of the model instead of training it.
+
+    Args:
+        most: largest number of variants that are tried, the model under test counted wherever it is asked again.
+        usual: about how many are tried if one thing helps.
+        pairs: pairs of item and cell that each of them answers.
+    """
+
+    most: int
+    usual: int
+    pairs: int
+
+
 class Probed(Protocol):
     """The part of a task that an explorer uses: items, concepts and a model that answers."""
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.tasks.chat.config import ChatRepair
-from stages.tasks.chat.configuration import read_configuration, save_configuration
+from stages.tasks.chat.configuration import instructions, read_configuration, save_configuration
 from stages.tasks.chat.probes import ChatProbes
-from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.contract import RepairPlan, RepairProbes, RepairRecord
 
 
 class Chat(ChatProbes):
@@ -17,10 +17,12 @@ class Chat(ChatProbes):
     learns_from_examples = heeds_dose = movable = ("prompt",)
 
     @classmethod
-    def repair_probes(cls, settings: Mapping[str, Any], dose: float, must_pass: int = 0) -> int | None:
-        """See Task: every configuration answers the pairs of a round, and those that must pass before it is chosen."""
+    def repair_probes(cls, settings: Mapping[str, Any], dose: float) -> RepairProbes:
+        """See Task: usually one piece helps, so it tries the prompt and all pieces, then with that piece all others."""
         asked = ChatRepair.model_validate(dict(settings))
-        return max(1, round(asked.candidates * dose)) * (asked.pairs + must_pass)
+        most = max(1, round(asked.candidates * dose))
+        pieces = len(instructions(True, asked.instructions)) + asked.examples + len(asked.normalise)
+        return RepairProbes(most, min(most, 2 * pieces + 1), asked.pairs)
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """See Task: `stages.tasks.chat.repair`."""
@@ -36,3 +38,6 @@ class Chat(ChatProbes):
         if share < 1 and (card := out_dir / "README.md").exists():
             kept = f"Of {len(whole.pieces)} pieces, configuration.json has the first {len(whole.part(share).pieces)}."
             card.write_text(f"{card.read_text(encoding='utf-8')}\n{kept}\n", encoding="utf-8")
+
+    def pieces_of(self, folder: Path) -> list[str]:
+        return [str(piece) for piece in read_configuration(folder, self.model.hash).pieces]
