@@ -50,20 +50,6 @@ class CleanAnswers(FineTuning):
         return torch.cat([labelled, self._losses(logits[self.aimed :], both[self.aimed :], False)]).mean()
 
 
-class OwnAnswers(FineTuning):
-    """Changed images that the model under test gets right learn its answers to them, the others their labels."""
-
-    def _loss(self, changed: Tensor, rows: np.ndarray, replayed: np.ndarray) -> Tensor:
-        soft, logits = self.settings.temperature, self.model(torch.cat([changed, self.task.clean(replayed)]))
-        with torch.no_grad():
-            before = self.teacher(changed)
-        told, wanted = (functional.log_softmax(one / soft, 1) for one in (logits[: len(rows)], before))
-        kept = functional.kl_div(told, wanted, reduction="none", log_target=True).sum(1) * soft**2
-        right = before.argmax(1) == self.task.targets(rows)
-        learnt = torch.where(right, kept, self._losses(logits[: len(rows)], rows, True))
-        return torch.cat([learnt, self._losses(logits[len(rows) :], replayed, False)]).mean()
-
-
 class Smoothed(FineTuning):
     """Labels are smoothed by a tenth."""
 
@@ -146,7 +132,7 @@ TRAININGS: dict[str, tuple[float, type[FineTuning], dict[str, Any]]] = {  # pass
     "12 passes": (12, FineTuning, RATE),
     "rate 0.01": (4, FineTuning, {"learning_rate": 0.01}),
     "self-distilled": (4, FineTuning, {**RATE, "method": "self-distilled"}),
-    "own answers where right": (4, OwnAnswers, RATE),
+    "own answers where right": (4, FineTuning, {**RATE, "own_answers": True}),
     "temperature 4": (4, FineTuning, {**RATE, "temperature": 4.0}),
     "labels smoothed": (4, Smoothed, RATE),
     "mean of the last weights": (4, Averaged, RATE),

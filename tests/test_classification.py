@@ -169,6 +169,21 @@ def test_changed_images_learn_their_labels_and_clean_ones_the_answers_of_before(
     assert (moved == {"9.weight", "9.bias"}) == (method == "last-layer")
 
 
+def test_with_own_answers_images_that_were_right_keep_their_answers(home, task, repaired, tmp_path):
+    _, out, before = repaired
+    own = fix(task, tmp_path, own_answers=True)
+    # At first the copy is the teacher, so what is right costs nothing.
+    assert 0 < own.curve["loss"][0] < repaired[0].curve["loss"][0]
+    ids, cells = probes(task)
+    right = before.argmax(1) == task.targets(task.rows(ids))
+
+    def moved(model):
+        after = ImageClassification.load(task.context, home / "prepare", model).logits(ids, cells)
+        return float((after.softmax(1) - before.softmax(1)).abs()[right].mean())
+
+    assert moved(tmp_path) < moved(out)
+
+
 def test_the_learning_rate_warms_up_and_decays_to_nothing():
     rates = [rate(step, 100, 2.0) for step in range(100)]
     assert rates[0] == 0.2 and max(rates) == rates[10] == 2.0
@@ -216,6 +231,7 @@ def test_a_killed_repair_resumes_to_the_same_bytes(task, repaired, tmp_path, mon
         ({"method": "all-layers", "epoch": 3}, "did you mean 'epochs'?"),
         ({"method": "all-layers", "as_used": 0.5, "replay": 0.5}, "found 0.5 + 0.5, expected less than 1"),
         ({"method": "all-layers", "reinitialise": True}, "with method last-layer only"),
+        ({"method": "last-layer", "own_answers": True}, "with method all-layers only"),
     ],
 )
 def test_bad_repair_settings(task, tmp_path, settings, message):

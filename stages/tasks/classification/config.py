@@ -52,6 +52,11 @@ class RepairSettings(Strict):
     )
     replay: float = Field(0.5, ge=0, lt=1, description="share of clean images; higher forgets less and repairs less")
     temperature: float = Field(2.0, gt=0, description="softness of the answers to learn; not for last-layer")
+    own_answers: bool = Field(
+        False,
+        description="all-layers: changed images that the model under test gets right learn its answers to them, not"
+        " their labels",
+    )
     reinitialise: bool = Field(False, description="last-layer: start from random weights, as the paper does")
 
     @model_validator(mode="after")
@@ -60,6 +65,8 @@ class RepairSettings(Strict):
             raise ValueError("temperature has no effect with method last-layer, which learns labels")
         if "reinitialise" in self.model_fields_set and self.method != "last-layer":
             raise ValueError(f"reinitialise has an effect with method last-layer only, found method {self.method}")
+        if self.own_answers and self.method != "all-layers":
+            raise ValueError(f"own_answers has an effect with method all-layers only, found method {self.method}")
         if self.as_used + self.replay >= 1:
             raise ValueError(
                 "as_used and replay leave no images for the modes to repair, found"

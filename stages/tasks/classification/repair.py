@@ -6,7 +6,7 @@ Three methods:
 
 - all-layers: the whole network. Changed images by cross-entropy; clean ones distilled to the answers of the model
   under test (Li and Hoiem, Learning without Forgetting, 2016), which preserves clean accuracy better than their
-  labels do.
+  labels do. With `own_answers`, changed ones that it gets right are distilled to its answers as well.
 - self-distilled: the whole network; it learns to answer changed and clean images as it answered the clean ones.
 - last-layer: cross-entropy on the last layer only, as in Sagar et al. (ICML 2024); `reinitialise` starts it from random
   weights as the paper does, which costs much clean accuracy if repair items are few.
@@ -204,14 +204,23 @@ class FineTuning:
         # Number of images at the front of the batch that learn their label; the others learn the teacher's answer.
         labelled = {"all-layers": len(rows), "self-distilled": 0, "last-layer": len(both)}[self.settings.method]
         of_labels = self._losses(logits[:labelled], both[:labelled], True)
+        if self.settings.own_answers:
+            with torch.no_grad():
+                before = self.teacher(changed)
+            right = before.argmax(1) == self.task.targets(rows)
+            of_labels = torch.where(right, self._distilled(logits[:labelled], before), of_labels)
         return torch.cat([of_labels, self._losses(logits[labelled:], both[labelled:], False)]).mean()
 
     def _losses(self, logits: Tensor, rows: np.ndarray, labelled: bool) -> Tensor:
         """Return the loss of each logit (n, classes) for n rows: against the label, or the teacher's clean answer."""
         if labelled or not len(rows):
             return functional.cross_entropy(logits, self.task.targets(rows), reduction="none")
-        soft = self.settings.temperature
         with torch.no_grad():
-            wanted = functional.log_softmax(self.teacher(self.task.clean(rows)) / soft, 1)
-        told = functional.log_softmax(logits / soft, 1)
+            answers = self.teacher(self.task.clean(rows))
+        return self._distilled(logits, answers)
+
+    def _distilled(self, logits: Tensor, answers: Tensor) -> Tensor:
+        """Return the loss of each logit (n, classes) against the teacher's, which has no gradient."""
+        soft = self.settings.temperature
+        told, wanted = functional.log_softmax(logits / soft, 1), functional.log_softmax(answers / soft, 1)
         return functional.kl_div(told, wanted, reduction="none", log_target=True).sum(1) * soft**2
