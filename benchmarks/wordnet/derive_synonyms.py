@@ -123,7 +123,7 @@ def main() -> None:
                 if synonyms and seen[word] and shares[word] >= DOMINANT:
                     lines.append(f"{word}\t{kind}\t{' '.join(synonyms)}")
     header = "# Derived from WordNet 3.0 by derive_synonyms.py; see LICENSE-wordnet"
-    target = Path(__file__).with_name("synonyms.tsv")
+    target = Path(__file__).parents[2] / "stages" / "concepts" / "texts" / "data" / "synonyms.tsv"
     target.write_text("\n".join([header, *sorted(lines)]) + "\n", encoding="ascii")
 
 

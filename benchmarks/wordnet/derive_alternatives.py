@@ -158,7 +158,7 @@ def main() -> None:
         if found:
             lines.append(f"{word}\t{kind}\t{' '.join(found[:MOST])}")
     header = "# Derived from WordNet 3.0 by derive_alternatives.py; see LICENSE-wordnet"
-    target = Path(__file__).with_name("alternatives.tsv")
+    target = Path(__file__).parents[2] / "stages" / "mining" / "data" / "alternatives.tsv"
     target.write_text("\n".join([header, *sorted(lines)]) + "\n", encoding="ascii")
 
 
