@@ -310,7 +310,7 @@ def _run_stale(
 
 
 def _read(audits: list[str]) -> tuple[Params, Graph]:
-    lines, params, graph = _aside("flows.graph.heal:read_healed", audits)
+    lines, params, graph = _aside("flows.graph.intact:read_healed", audits)
     for line in lines:
         get_run_logger().warning(line)
     return params, graph

@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows.graph import Graph, read_graph
-from flows.graph.heal import heal
-from flows.graph.intact import mend, stages_of
+from flows.graph.intact import heal, mend, stages_of
 from flows.graph.lock import as_published
 from flows.people.approval import settle
 from flows.places.runners import check_stages, chosen_runner

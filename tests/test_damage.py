@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.graph.heal import _heal_rwlock, _Locks
+from flows.graph.intact import _heal_rwlock, _Locks
 from flows.init.run import Unfinished
 from flows.recur.schedule import read_entries
 from flows.results import Took

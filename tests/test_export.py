@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-import flows.evidence.export
-from flows.evidence.export import NotPassedError, export_model
+import flows.evidence.write
 from flows.evidence.verify import verify_bundle
-from flows.evidence.write import write_bundle
+from flows.evidence.write import NotPassedError, export_model, write_bundle
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import stage_dir
 from stages.pages.page import model_card
@@ -95,13 +94,13 @@ def test_an_empty_folder_will_do_and_what_cannot_be_exported_is_refused(here, tm
 
 
 def test_what_did_not_pass_is_not_exported_unless_forced(here, tmp_path, monkeypatch):
-    verdict = flows.evidence.export.read_verdict
+    verdict = flows.evidence.write.read_verdict
     missed = Gate(gate="target_failure_rate.max", bound=0.0, value=0.2, low=0.1, high=0.3, passed=False)
     for judged, told in (
         ({"passed": False, "gates": [missed]}, r"tiny: FAIL.*target_failure_rate\.max \(no\)"),
         ({"passed": None, "gates": []}, r"tiny: no gates set, .* set repairs\.tiny\.gates in params\.yaml; .* --force"),
     ):
-        monkeypatch.setattr(flows.evidence.export, "read_verdict", lambda *a, j=judged: replace(verdict(*a), **j))
+        monkeypatch.setattr(flows.evidence.write, "read_verdict", lambda *a, j=judged: replace(verdict(*a), **j))
         with pytest.raises(NotPassedError, match=told) as refused:
             export_model(load_params(), "tiny", tmp_path / "deploy")
         assert refused.value.exit_code == 1 and not (tmp_path / "deploy").exists()
@@ -113,7 +112,7 @@ def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch
         target.mkdir()
         (target / "config.json").write_bytes(b"{")
 
-    monkeypatch.setattr(flows.evidence.export.shutil, "copytree", cut_short)
+    monkeypatch.setattr(flows.evidence.write.shutil, "copytree", cut_short)
     with pytest.raises(InfrastructureError, match=r"is not the model that was audited: .*config\.json"):
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ from rich.console import Console
 
 import flows.audit
 from flows.people.artifacts import verdict_markdown
-from flows.places.runners.devices import Slots
+from flows.places.runners import Slots
 from flows.results import read_verdict
 from flows.run import EndedRun, show_audits
 from flows.run_stage import _stream, run_stage
@@ -107,7 +107,7 @@ def last_run() -> tuple[FlowRun, dict[str, TaskRun]]:
 
 def test_changing_only_a_gate_reruns_only_conclude_and_the_run_shows_whose_it_is(finished, audit_here, monkeypatch):
     monkeypatch.setattr(
-        "flows.graph.heal.read_healed", lambda _: pytest.fail("read a second time")
+        "flows.graph.intact.read_healed", lambda _: pytest.fail("read a second time")
     )  # DVC is asked once
     assert audit_here(finished)[0] == 0
     assert finished.executed() == ["conclude@tiny"]

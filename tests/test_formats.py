@@ -19,10 +19,9 @@ from in_toto_attestation.v1 import resource_descriptor_pb2, statement_pb2
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
-from flows.evidence.beside import add_statements, beside, write_beside
+from flows.evidence.beside import PROVISIONS, add_statements, beside, provision_of, sign_off_sheet, write_beside
 from flows.evidence.bundle import ENVELOPE, Bundle, read_bundle
 from flows.evidence.formats import EVAL_RESULT, TEST_RESULT, every_eval_ever, model_digest, statements
-from flows.evidence.sign_off import PROVISIONS, provision_of, sign_off_sheet
 from flows.evidence.signature import machine_key, read_envelope
 from flows.evidence.write import sign_by_default
 from tests.bundles import DATA, PLAN, bundle_of, edited

@@ -15,7 +15,7 @@ import yaml
 from dvc.utils.serialize import dumps_yaml
 
 from flows.graph import audit_of, read_graph
-from flows.graph.heal import heal
+from flows.graph.intact import heal
 from flows.graph.lock import read_lock
 from flows.processes import child
 from stages.core.errors import UsageError

@@ -23,7 +23,7 @@ from flows.graph import read_graph
 from flows.places.machines.driver import check_machines, pack, take_back, travels
 from flows.places.machines.worker import run_there
 from flows.places.runners import Job
-from flows.places.runners.work import Apart
+from flows.places.runners.threads import Apart
 from flows.run_stage import Shipment, ShipmentResult, StageResult
 from flows.workspace import exclusive
 from stages.core.errors import InfrastructureError, UsageError

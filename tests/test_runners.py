@@ -24,8 +24,7 @@ from pydantic import ValidationError
 
 import flows.places.runners
 from flows.graph import read_graph
-from flows.places.runners import Job, Runner, chosen_runner, open_runner
-from flows.places.runners.devices import visible_gpus
+from flows.places.runners import Job, Runner, chosen_runner, open_runner, visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from stages.check import check_audits
 from stages.core.errors import Exit, InfrastructureError, UsageError

@@ -307,7 +307,7 @@ def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
     from flows.processes import child
 
     with child("worker", ["http.server", "0"], dict(os.environ), subprocess.DEVNULL, records=RECORDS) as process:
-        code = "from flows.graph.heal import heal; print(heal())"
+        code = "from flows.graph.intact import heal; print(heal())"
         done = here.run([os.fspath(Path(here.env["PATH"].split(os.pathsep)[0]) / "python"), "-c", code])
         assert done.stdout.strip() == "[]"
         assert process.poll() is None

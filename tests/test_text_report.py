@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.pages.gallery import Shrinker
-from stages.pages.texts import MarkedText, mark_changes
+from stages.pages.gallery import MarkedText, Shrinker, mark_changes
 from stages.tasks.contract import Exhibit
 from tests.report_samples import comparison_html, landscape_html, shelf
 from tests.text_samples import ARTICLES, make_text_comparison, make_text_inputs

@@ -12,7 +12,7 @@ import yaml
 import flows.workspace.new
 import flows.workspace.pipeline
 from flows.graph import read_graph
-from flows.graph.heal import heal
+from flows.graph.intact import heal
 from flows.workspace import enter_workspace
 from flows.workspace.new import add_audit, write_workspace
 from flows.workspace.pipeline import is_own, update_pipeline

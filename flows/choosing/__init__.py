@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.graph import read_graph
-from flows.graph.heal import heal
+from flows.graph.intact import heal
 from flows.results import record_timings
 from flows.run_stage import run_stage
 from flows.terminal import print_plain

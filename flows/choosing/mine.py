@@ -32,9 +32,8 @@ from stages.mining import texts
 from stages.mining.mine import mine
 from stages.mining.record import Finding, MinedExample, MineSettings, Mining
 from stages.pages import page
-from stages.pages.gallery import ExhibitView, Shrinker
+from stages.pages.gallery import HEAD, ExhibitView, Shrinker, excerpt, mark_changes
 from stages.pages.page import LAST_TITLES
-from stages.pages.texts import HEAD, excerpt, mark_changes
 from stages.params import AuditConfig, Params, validation_lines
 from stages.provenance import prepared_files, run_key
 from stages.tasks.choosing import MinedTexts

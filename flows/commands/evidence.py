@@ -174,7 +174,7 @@ def export(
     load.py in it loads the model without Faded. An adapter (LoRA) is written as it is; its card names the base model
     it needs. Exit code 1 if the audit did not pass, or has no gates.
     """
-    from flows.evidence.export import export_model
+    from flows.evidence.write import export_model
     from flows.workspace import exclusive
 
     *audits, folder = where

@@ -3,25 +3,38 @@
 DVC trusts the name of an object in its cache, its memory of a file's hash, and whatever is committed. So the bytes are
 hashed here and compared with dvc.lock, and with the SHA-256 of inputs and outputs that each stage wrote to
 provenance.json. Only a signature helps against somebody who can rewrite all of these.
+
+What a crash or an upgrade left in a workspace is repaired, so that the same command can just be run again.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from flows.graph import audit_of, believe_only_bytes
+import psutil
+from pydantic import BaseModel, Field, ValidationError
+
+from flows.graph import Graph, audit_of, believe_only_bytes, read_graph
 from flows.graph.lock import LOCK, Hashes, directory_md5, locked_stages
-from flows.workspace.pipeline import dvc_root
+from flows.processes import end_leftovers
+from flows.workspace.pipeline import dvc_root, update_pipeline
+from stages.core.environment import WORK
 from stages.core.errors import InfrastructureError, UsageError
-from stages.params import DATA
+from stages.core.files import put_aside, replace_file
+from stages.core.git import file_at
+from stages.params import DATA, Params, load_params
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
 
 RECORD = "provenance.json"
 _NOT_OF_STAGES = {"inputs", "decisions", "shards"}  # folders of data/<audit> that people or shares fill
@@ -144,7 +157,7 @@ def refill(outs: Iterable[Any]) -> None:
             out.commit(relink=False)
 
 
-def _forget(repo: "Repo", stage: Any) -> None:
+def _forget(repo: Repo, stage: Any) -> None:
     """Remove a result from dvc.lock and from DVC's run-cache, from which it would be restored."""
     from dvc.stage.cache import _get_stage_hash
     from dvc.stage.serialize import to_single_stage_lockfile
@@ -188,7 +201,7 @@ def _hashed(entry: Mapping[str, Any], key: str) -> dict[Path, str]:
     return {Path(one["path"]): str(one["md5"]) for one in named if "path" in one and "md5" in one}
 
 
-def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: "CacheFolder") -> Iterator[Damage]:
+def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFolder) -> Iterator[Damage]:
     written = cache.listed(md5) if cache.holds(md5, hashes) else {}
     if path.exists() and (present := _listed(path, hashes)) is not None:
         found = directory_md5(present.items()) if path.is_dir() else present["."]
@@ -366,3 +379,94 @@ class CacheFolder:
             return {str(file["relpath"]): str(file["md5"]) for file in json.loads(self.path(md5).read_bytes())}
         except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             return {}  # not what DVC wrote
+
+
+class _Holder(BaseModel):
+    """A process that holds a file, as DVC records it."""
+
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    cmd: str
+
+
+class _Locks(BaseModel):
+    """DVC's list of files that are being read and written."""
+
+    write: dict[str, _Holder] = {}
+    read: dict[str, list[_Holder]] = {}
+
+
+def read_healed(audits: Collection[str]) -> tuple[list[str], Params, Graph]:
+    """Repair the workspace and audits' outputs; return lines about what was wrong, the parameters and the graph."""
+    lines = [*heal(), *mend(stages_of(audits))]
+    return lines, load_params(), read_graph()
+
+
+def heal() -> list[str]:
+    """Repair the workspace, while its lock is held, before any query of DVC; return a line for each thing wrong."""
+    healed = [f"ended {name}, left over by a run that was killed" for name in end_leftovers()]
+    rwlock = dvc_root() / ".dvc" / "tmp" / "rwlock"
+    return [*healed, *_heal_lock_file(LOCK), *_heal_rwlock(rwlock), *update_pipeline()]
+
+
+def _heal_lock_file(path: Path) -> list[str]:
+    """Restore a truncated dvc.lock: DVC truncates it before writing, so a kill in between makes every later repro fail.
+
+    Nothing is lost without it: DVC's run-cache has the outputs of all that ran before, so nothing executes. One that
+    was cut where DVC can still read it is kept: the missing stages are stale and restored from the run-cache too.
+    """
+    if not path.exists() or _is_readable(path):
+        return []
+    aside, restored = WORK / f"dvc.lock.broken-{time.time_ns()}", WORK / "dvc.lock.restored"
+    replace_file(restored, file_at("HEAD", path) or b"")
+    path.replace(aside)
+    if _is_readable(restored):
+        restored.replace(path)
+        return [f"{path} was truncated by a crash: restored from git; the damaged one is {aside}"]
+    restored.unlink()
+    return [f"{path} was truncated by a crash: moved to {aside}, DVC's run-cache brings the outputs back"]
+
+
+def _is_readable(lock: Path) -> bool:
+    """Whether DVC's own parser and schema accept the file, and its last line is complete.
+
+    The schema accepts half a hash, on which DVC then fails if it happens to look like a number.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.strictyaml import load
+
+    try:
+        load(str(lock), schema=COMPILED_LOCKFILE_SCHEMA)
+    except (DvcException, RecursionError):
+        return False
+    return lock.read_bytes().endswith(b"\n")
+
+
+def _heal_rwlock(path: Path) -> list[str]:
+    """Remove stale lock entries: DVC drops those of dead processes, but not those whose process id is in use again."""
+    try:
+        written = path.stat().st_mtime
+        locks = _Locks.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValidationError):
+        put_aside(path)
+        return []
+
+    writers = {path: holder for path, holder in locks.write.items() if _holds(holder, written)}
+    readers = {path: [one for one in holders if _holds(one, written)] for path, holders in locks.read.items()}
+    healthy = _Locks(write=writers, read={path: holders for path, holders in readers.items() if holders})
+    if healthy == locks:
+        return []
+    replace_file(path, healthy.model_dump_json().encode())
+    return ["removed file locks left by a dead DVC process"]
+
+
+def _holds(holder: _Holder, written: float) -> bool:
+    """Whether the process that made a lock entry still lives: same id, older than the entry, same last argument."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(holder.pid)
+        command = process.cmdline()
+        last = Path(command[-1]).name if command else ""
+        return process.create_time() <= written + 1 and holder.cmd.endswith(last)
+    return False

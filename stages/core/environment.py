@@ -98,7 +98,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to end this process when its parent ends, even by kill -9.
 
-    Linux only; elsewhere the next run ends leftovers, see flows/graph/heal.py.
+    Linux only; elsewhere the next run ends leftovers, see flows/graph/intact.py.
 
     Args:
         parent: the parent's process id, if the caller received it; by default the current parent.

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from flows.graph import audit_of
-from flows.graph.heal import heal
+from flows.graph.intact import heal
 from flows.graph.known_graph import code_in, note_linked_folders
 from flows.graph.lock import LOCK as DVC_LOCK
 from flows.graph.lock import read_lock

@@ -14,11 +14,9 @@ import distributed
 from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
 from distributed.security import Security
 
-from flows.places.runners import POLL, Job, Say, gpus_here, too_few_gpus
-from flows.places.runners.devices import MASK, Slots, visible_gpus
+from flows.places.runners import MASK, POLL, Job, Say, Slots, gpus_here, too_few_gpus, visible_gpus
 from flows.places.runners.reaper import reaped_folder
-from flows.places.runners.threads import stages_at_once
-from flows.places.runners.work import work
+from flows.places.runners.threads import stages_at_once, work
 from flows.processes import end_children, stopping
 from flows.run_stage import StageResult, child_name
 from stages.core.errors import FadedError, InfrastructureError

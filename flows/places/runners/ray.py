@@ -13,8 +13,7 @@ from typing import Any
 
 from flows.places.runners import POLL, Job, Say, gpus_here, reach, too_few_gpus
 from flows.places.runners.reaper import reaped_folder
-from flows.places.runners.threads import stages_at_once
-from flows.places.runners.work import work
+from flows.places.runners.threads import stages_at_once, work
 from flows.processes import stopping
 from flows.run_stage import StageResult
 from stages.core.errors import FadedError, InfrastructureError, UsageError, one_line
