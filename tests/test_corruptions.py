@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
-from stages.screening.sweep import declared_bounds
 
 from stages.concepts import ConceptSpace
 from stages.concepts.corruptions import CORRUPTIONS, corrupt
@@ -22,6 +21,7 @@ from stages.core.intervals import wilson
 from stages.landscape.corruptions import ALEXNET, CorruptionErrors, corruption_errors
 from stages.params import AuditConfig
 from stages.records import Effect
+from stages.screening.sweep import declared_bounds
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.corrupted import Corrupted
 from tests.images import image_context, write_images

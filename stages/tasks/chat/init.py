@@ -5,10 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from stages.core.errors import UsageError
 from stages.params import checked
+from stages.tasks.account import Account
+from stages.tasks.chat.concepts import catalogue_of
+from stages.tasks.chat.config import AnswerConfig
+from stages.tasks.chat.conversation import Conversation, possible_events
+from stages.tasks.chat.data import DATA_LOADERS
 from stages.tasks.init import (
     Ask,
     Data,
@@ -22,9 +27,8 @@ from stages.tasks.init import (
     one_of,
     writing_model,
 )
-
-if TYPE_CHECKING:
-    from stages.tasks.openai_chat import ChatConfig
+from stages.tasks.language.chats import KNOWN
+from stages.tasks.openai_chat import PATH, ChatConfig, ChatEndpoint
 
 _SHOWN = 10  # names of models that a question lists
 _PATIENCE = 20.0  # seconds for the list of a server's models
@@ -75,9 +79,6 @@ class QuestionsInit(Init):
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
         """See Init: fields are recognised by their names; an option can name that of the question."""
-        from stages.tasks.chat.conversation import Conversation, possible_events
-        from stages.tasks.chat.data import DATA_LOADERS
-
         if path.suffix != ".jsonl":
             raise UsageError(f"--data {given}: expected a .jsonl file, one JSON object a line")
         block = _fields(first_rows(path, given), ask)
@@ -93,8 +94,6 @@ class QuestionsInit(Init):
 
     def propose(self, seen: Seen) -> Proposal:
         """See Init: changes of the context only if all questions have one."""
-        from stages.tasks.chat.concepts import catalogue_of
-
         if "endpoint" not in seen.model.block and seen.ask.said("model-name") is not None:
             raise UsageError(f"--model-name is for a model behind a URL; found {seen.model.said}")
         data = _Questions.of(seen.data)
@@ -105,8 +104,6 @@ class QuestionsInit(Init):
 
     def served(self, block: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
         """See Init: a chat completions API, which is asked a question at once."""
-        from stages.tasks.openai_chat import ChatConfig
-
         url, key = str(block["endpoint"]), {name: value for name, value in block.items() if name != "endpoint"}
         listed, why = _models_at(ChatConfig(openai=url, model="?", **key))
         asked = f"Name of the model at the server ({why or _some(listed)})"
@@ -115,15 +112,13 @@ class QuestionsInit(Init):
         return chosen | _tried(checked(ChatConfig, chosen, "--model"), seen.said)
 
 
-def _models_at(config: "ChatConfig") -> tuple[list[str], str]:
+def _models_at(config: ChatConfig) -> tuple[list[str], str]:
     """Return the names of the models that a server lists, and why there are none.
 
     Raises:
         UsageError: if it cannot be reached, or refuses the key.
     """
     import httpx
-
-    from stages.tasks.openai_chat import PATH
 
     completions, key = httpx.URL(config.endpoint), config.key()
     url = completions.copy_with(path=completions.path.removesuffix(PATH) + "/models")
@@ -152,18 +147,13 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f", and {more:,} more" if more > 0 else "")
 
 
-def _tried(config: "ChatConfig", said: list[str]) -> dict[str, Any]:
+def _tried(config: ChatConfig, said: list[str]) -> dict[str, Any]:
     """Ask a served model a question twice; return what its answers say about it as keys of `prepare.model`.
 
     Raises:
         UsageError: if it rejects the question, or its answers are empty.
         UnavailableError: if it does not answer.
     """
-    from stages.tasks.account import Account
-    from stages.tasks.chat.config import AnswerConfig
-    from stages.tasks.language.chats import KNOWN
-    from stages.tasks.openai_chat import ChatEndpoint
-
     endpoint = ChatEndpoint(config.model_copy(update={"retries": 1}), Account())
     first, second = endpoint.ask([endpoint.request("", KNOWN[0], AnswerConfig().max_new_tokens)] * 2)
     if not (first["text"] or second["text"]):

@@ -6,11 +6,12 @@ Also what `faded mine` and `faded usage` have to know about articles and their s
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from stages.concepts.texts import CATALOGUE
 from stages.core.errors import UsageError
 from stages.tasks.choosing import MinedTexts
 from stages.tasks.init import (
@@ -26,11 +27,9 @@ from stages.tasks.init import (
     one_of,
     writing_model,
 )
+from stages.tasks.language.articles import DATA_LOADERS
+from stages.tasks.summarization.probes import SummarizerProbes
 from stages.usage.measures import WordReader
-
-if TYPE_CHECKING:
-    from stages.tasks.summarization.probes import SummarizerProbes
-
 
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
@@ -65,8 +64,6 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
         """See Init: a .jsonl file, or a folder that the library `datasets` reads."""
-        from stages.tasks.language.articles import DATA_LOADERS
-
         if path.is_dir():
             key, block = "datasets", _of_data_set(path, given, ask)
         elif path.suffix == ".jsonl":
@@ -93,8 +90,6 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
         return {**super().hub_data(name, ask), "text": ask.text("text", column, "article")}
 
     def propose(self, seen: Seen) -> Proposal:
-        from stages.concepts.texts import CATALOGUE
-
         batch_size = 16 if "endpoint" in seen.model.block else 48
         return Proposal(_CONCEPTS, {name: CATALOGUE[name].doc for name in _CONCEPTS}, batch_size=batch_size)
 
@@ -142,7 +137,7 @@ class ArticleTexts(MinedTexts):
     fields = ("article", "reference")
     before_concepts = True
 
-    def given(self, task: "SummarizerProbes", item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
+    def given(self, task: SummarizerProbes, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
         return task.changed(item_ids, cells)
 
     def expected(self, items: pd.DataFrame) -> list[str]:
@@ -157,7 +152,7 @@ class ArticleReader(WordReader):
     """Articles for a summarizer."""
 
     of, fields = "article", ("article", "text", "document")
-    task: "SummarizerProbes"
+    task: SummarizerProbes
 
     def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
         return self.task.changed(ids, cells)

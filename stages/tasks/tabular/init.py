@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,13 @@ from stages.concepts.rows import CATALOGUE, Kind
 from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, one_of
 from stages.tasks.load import own_module_error
+from stages.tasks.sources import parse_source
 from stages.tasks.tabular.data import DATA_LOADERS, SETS, column_kind, read_frame, without_gaps
 from stages.tasks.tabular.models import ESTIMATORS
 from stages.tasks.tabular.own import FUNCTION, untrusted
+from stages.tasks.tabular.probes import RowProbes
 from stages.usage import measures
 from stages.usage.measures import MOST, Reader, read_table_file
-
-if TYPE_CHECKING:
-    from stages.tasks.tabular.probes import RowProbes
-
 
 _FITTED = 0.4  # share of the rows that the model is fitted on
 _TARGETS = ("target", "label", "class", "diagnosis", "outcome", "y")
@@ -133,8 +131,6 @@ class RowsInit(Init):
 
 
 def _data(said: str, block: Mapping[str, Any], folder: Path, path: Path | None, *, fitted: bool = True) -> Data:
-    from stages.tasks.sources import parse_source
-
     table = parse_source(block, DATA_LOADERS, "--data").load(folder)  # type: ignore[attr-defined]
     rows = without_gaps(table.rows) if fitted else table.rows
     kinds = {str(name): column_kind(rows[name]) for name in rows}
@@ -172,7 +168,7 @@ class RowReader(Reader):
     """A table of rows, for tabular classifiers."""
 
     shown = measures.ROWS
-    task: "RowProbes"
+    task: RowProbes
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
         _, rows = self.task.changed(ids, cells)

@@ -3,32 +3,29 @@
 Also what `faded mine`, `faded propose` and `faded usage` have to know about prompts.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.concepts import Level
-from stages.concepts.prompts import UNSAID, read_templates
+from stages.concepts.prompts import UNSAID, check_slots, check_templates, read_templates
 from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import parquet_metadata, read_table
 from stages.tasks.choosing import ITEMS, Draft, MinedTexts, Vocabulary, with_items
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, existing, json_lines, read_config
-from stages.tasks.text_to_image.items import misfits
+from stages.tasks.text_to_image.items import FEWEST, misfits
+from stages.tasks.text_to_image.probes import PainterProbes
 from stages.usage import measures
 from stages.usage.measures import TextReader
-
-if TYPE_CHECKING:
-    from stages.tasks.text_to_image.probes import PainterProbes
-
 
 _FEW = 30  # values that a column of words has at most
 _MOST_WORDS = 6  # words proposed for a slot from the table of the pictures: each enlarges the grid
@@ -111,9 +108,6 @@ of the probes."""
 
 
 def _table_rows(path: Path, given: str) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = parquet_metadata(path, "--data").schema.to_arrow_schema()
     try:
         names = [name for name in schema.names if name != "image"]
@@ -129,9 +123,6 @@ def _slots(path: Path) -> list[str]:
     Raises:
         UsageError: when there is no such file, no slot in it, or one that is not in every prompt.
     """
-    from stages.concepts.prompts import check_slots, check_templates, read_templates
-    from stages.tasks.text_to_image.items import FEWEST
-
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UsageError(f"--templates {path}: there is no such file{did_you_mean(path.name, there)}")
@@ -173,8 +164,6 @@ def _ask_words(ask: Ask, slot: str, data: Captions) -> list[str]:
     guess = ", ".join(known[:_MOST_WORDS]) or None
 
     def check(answer: str) -> None:
-        from stages.concepts.prompts import check_slots
-
         if errors := check_slots({slot: _listed(answer)}):
             raise UsageError("; ".join(errors))
 

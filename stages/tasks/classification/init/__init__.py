@@ -6,13 +6,14 @@ Also what `faded propose` and `faded usage` have to know about pictures.
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
+from stages.concepts.images import CATALOGUE
 from stages.core.errors import UsageError
 from stages.tasks.choosing import Vocabulary
 from stages.tasks.classification.init.models import WEIGHTS, RecognisedClassifier, look_at_classifier
@@ -27,14 +28,11 @@ from stages.tasks.classification.init.questions import (
 )
 from stages.tasks.classification.init.trial import MOST_OF_A_SERVICE, try_classifier
 from stages.tasks.classification.pictures import SUFFIXES, Encoded, UnreadablePicture
+from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import TaskContext
 from stages.tasks.init import Ask, Init, Option, Proposal, Seen, Trial
 from stages.usage import measures
 from stages.usage.measures import BATCH, Reader, sample
-
-if TYPE_CHECKING:
-    from stages.tasks.classification.probes import ClassifierProbes
-
 
 _CONCEPTS: Mapping[str, list[float]] = {
     "rotation": [0, 10, 20, 30, 40],
@@ -89,8 +87,6 @@ misses are, too."""
 
     def propose(self, seen: Seen) -> Proposal:
         """See Init: asks for the names of the classes, and how pictures are shown."""
-        from stages.concepts.images import CATALOGUE
-
         ask, model, data = seen.ask, RecognisedClassifier.of(seen.model), LabelledPictures.of(seen.data)
         if data.labels:
             seen.said.append(f"by class: {class_counts(data)}")
@@ -131,7 +127,7 @@ def image_concepts(shape: Sequence[int | None]) -> dict[str, list[float]]:
 class PictureVocabulary(Vocabulary):
     """The catalogue; a model that proposes may see pictures."""
 
-    def pictures(self, task: "ClassifierProbes", item_ids: Sequence[str]) -> list[bytes]:
+    def pictures(self, task: ClassifierProbes, item_ids: Sequence[str]) -> list[bytes]:
         encoded = []
         for pixels in (task.clean(task.rows(item_ids)).permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy():
             file = io.BytesIO()
@@ -144,7 +140,7 @@ class PictureReader(Reader):
     """A folder of pictures, for classifiers."""
 
     shown = measures.PICTURES
-    task: "ClassifierProbes"
+    task: ClassifierProbes
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
         return measures.of_pictures(self.task.inputs(ids, cells))

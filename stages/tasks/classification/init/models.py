@@ -11,7 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stages.core.errors import UsageError, did_you_mean
+from stages.tasks.classification.models import read_weights
 from stages.tasks.init import Ask, Model, read_config, tensor_shapes
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
@@ -201,8 +204,6 @@ def weight_shapes(path: Path) -> Shapes:
     Raises:
         UsageError: if it contains anything but tensors.
     """
-    from stages.tasks.classification.models import read_weights
-
     if path.suffix != ".safetensors":
         try:
             return {name: tuple(value.shape) for name, value in read_weights(path, "--model").items()}
@@ -286,8 +287,6 @@ def ends_of(name: str) -> tuple[str | None, str | None]:
 
     The order of tensors in a file does not tell: .safetensors are sorted by name.
     """
-    import torch
-
     library, name = library_of(name)
     if library == "timm":
         import timm
@@ -325,8 +324,6 @@ def _alike(own: Shapes, shapes: Shapes) -> bool:
 @cache
 def _shapes(library: str, name: str) -> Shapes:
     """Return names and shapes of an architecture's tensors; {} if it cannot be built on the "meta" device."""
-    import torch
-
     with warnings.catch_warnings(), contextlib.suppress(Exception), torch.device("meta"):  # building may raise anything
         warnings.simplefilter("ignore")
         return {key: tuple(value.shape) for key, value in _build(library, name).state_dict().items()}

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from stages.core.errors import UsageError, first_of
+from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.init.models import UNKNOWN, Shape, described
+from stages.tasks.classification.pictures import Encoded, Pool
 from stages.tasks.init import Data, load_data
-
-if TYPE_CHECKING:
-    from stages.tasks.classification.pictures import Pool
 
 _OPENED = 2000  # maximum number of pictures that are opened; of more than these a sample
 _GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")  # modes of Pillow
@@ -59,9 +59,6 @@ def look_at_pictures(path: Path, given: str) -> LabelledPictures:
     Raises:
         UsageError: if there are no pictures with labels.
     """
-    from stages.tasks.classification.data import DATA_LOADERS
-    from stages.tasks.classification.pictures import Encoded
-
     key = "imagefolder" if path.is_dir() else {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix)
     if key is None:
         raise UsageError(
@@ -122,11 +119,7 @@ class _Opened:
     sides: Counter[int] = field(default_factory=Counter)
 
 
-def _opened(pool: "Pool", given: str) -> _Opened:
-    from PIL import Image
-
-    from stages.tasks.classification.pictures import Encoded
-
+def _opened(pool: Pool, given: str) -> _Opened:
     if not isinstance(pool.pictures, Encoded):  # all have one shape, and were already read
         return _Opened(pool.pictures.shape(None), [entry["file"] for entry in pool.skipped], len(pool.ids))
     total = len(pool.ids)
@@ -162,8 +155,6 @@ def _seen(source: Path | bytes) -> tuple[tuple[int, int, int], list[str]] | None
     Raises:
         DecompressionBombWarning: or DecompressionBombError, of Pillow, if it has too many pixels.
     """
-    from PIL import Image
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -8,7 +8,9 @@ from typing import Any
 from stages.core.errors import UsageError, did_you_mean, first_of
 from stages.tasks.classification.init.models import RecognisedClassifier, Shape
 from stages.tasks.classification.init.pictures import LabelledPictures
+from stages.tasks.classification.pictures import class_indices
 from stages.tasks.init import Ask, Check
+from stages.tasks.labels import class_names
 
 IMAGENET = 1000  # number of classes that need no names
 _NAMED = 20  # number of classes with their counts that a message lists
@@ -150,8 +152,6 @@ def ask_labels(
     """
     classes = list(named or model.classes)
     if not classes and model.n_classes == IMAGENET:
-        from stages.tasks.labels import class_names
-
         classes = class_names()
     told = read_labels(ask.many("label"), data.labels, classes)
     if not classes and data.classes:
@@ -160,8 +160,6 @@ def ask_labels(
         )
     if not classes or not data.labels:
         return told
-    from stages.tasks.classification.pictures import class_indices
-
     known = class_indices(classes)
     others = [label for label in data.labels if label not in known and label not in told]
     matched = match_labels(others, classes)

@@ -5,13 +5,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from stages.core.errors import first_of
+from stages.tasks.classification import ImageClassification
+from stages.tasks.classification.config import PrepareConfig
+from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.init.models import RecognisedClassifier
 from stages.tasks.classification.init.pictures import LabelledPictures
+from stages.tasks.classification.loaders import MODEL_LOADERS
+from stages.tasks.classification.pictures import choose_items
 from stages.tasks.contract import TaskContext
 from stages.tasks.init import ModelChange, Seen, Trial
 from stages.tasks.labels import ClassOrder
+from stages.tasks.sources import ItemCounts, parse_source
 
 MOST_OF_A_SERVICE = 200  # pictures of a trial; a service may charge for them
 _OF_EACH_CLASS = 20  # number of pictures, enough to determine its output if most of them agree
@@ -127,15 +134,6 @@ def order_of(context: TaskContext, classes: int, available: int | None) -> Order
     Raises:
         FadedError: if the model or the data cannot be prepared.
     """
-    import torch
-
-    from stages.tasks.classification import ImageClassification
-    from stages.tasks.classification.config import PrepareConfig
-    from stages.tasks.classification.data import DATA_LOADERS
-    from stages.tasks.classification.loaders import MODEL_LOADERS
-    from stages.tasks.classification.pictures import choose_items
-    from stages.tasks.sources import ItemCounts, parse_source
-
     torch.set_num_threads(context.compute.threads)
     context = replace(context, compute=replace(context.compute, backend="eager"))  # others start too slowly for this
     config = PrepareConfig.model_validate(dict(context.config))
