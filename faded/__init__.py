@@ -60,15 +60,7 @@ from stages.core.errors import UsageError, did_you_mean
 from stages.core.git import git
 from stages.core.intervals import Rate
 from stages.tasks.base import LoadedTask, Task
-from stages.tasks.contract import (
-    Exhibit,
-    Items,
-    ProbeBatch,
-    Quality,
-    RepairPlan,
-    RepairRecord,
-    TaskContext,
-)
+from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, RepairPlan, RepairRecord, TaskContext
 
 if TYPE_CHECKING:
     from faded.input_log import InputLog as InputLog

@@ -9,14 +9,7 @@ from collections.abc import Sequence
 
 from stages.command import stage_main
 from stages.core.errors import DecisionNeeded, RejectedError
-from stages.decisions import (
-    Standing,
-    decisions_dir,
-    landscape_hash,
-    merge_decisions,
-    read_must_pass,
-    standing,
-)
+from stages.decisions import Standing, decisions_dir, landscape_hash, merge_decisions, read_must_pass, standing
 from stages.decisions.rule import by_rule
 from stages.params import load_params
 from stages.provenance import provenance

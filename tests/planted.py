@@ -16,16 +16,7 @@ import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.tasks.base import Task
-from stages.tasks.contract import (
-    LOADER,
-    Exhibit,
-    Items,
-    ProbeBatch,
-    Quality,
-    RepairPlan,
-    RepairRecord,
-    TaskContext,
-)
+from stages.tasks.contract import LOADER, Exhibit, Items, ProbeBatch, Quality, RepairPlan, RepairRecord, TaskContext
 
 
 class PlantedTask(Task):

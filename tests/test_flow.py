@@ -16,12 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    LogFilter,
-    LogFilterFlowRunId,
-)
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, Log, TaskRun
 from prefect.client.schemas.sorting import FlowRunSort
 from rich.console import Console
@@ -32,14 +27,7 @@ from flows.places.runners import Slots
 from flows.results import read_verdict
 from flows.run import EndedRun, show_audits
 from flows.run_stage import _stream, run_stage
-from stages.core.errors import (
-    BugError,
-    Exit,
-    InfrastructureError,
-    RejectedError,
-    UnavailableError,
-    UsageError,
-)
+from stages.core.errors import BugError, Exit, InfrastructureError, RejectedError, UnavailableError, UsageError
 from stages.params import load_params
 from tests.finished import faded, finished_toys
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]"
-    "   [cyan]faded audit news --preset quick[/]",
+    "   [cyan]faded audit news --preset quick[/]"
 )
 def audit(
     audits: Audits = None,
@@ -74,7 +74,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: 
 
 @app.command(
     epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]"
-    "   [cyan]faded status --html audits.html[/]",
+    "   [cyan]faded status --html audits.html[/]"
 )
 def status(
     audits: Audits = None,
@@ -110,9 +110,7 @@ def status(
     tell("status", found, show_status)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded history[/]   [cyan]faded history mnist imagenet --last 10 --html[/]",
-)
+@app.command(epilog="Examples:  [cyan]faded history[/]   [cyan]faded history mnist imagenet --last 10 --html[/]")
 def history(
     audits: Audits = None,
     last: Annotated[int, typer.Option("--last", metavar="N", help="Number of results to show of each audit.")] = 5,
@@ -137,7 +135,7 @@ def history(
 
 @app.command(
     epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
-    "   [cyan]faded report mnist --pdf mnist.pdf[/]   [cyan]faded report mnist --browse[/]",
+    "   [cyan]faded report mnist --pdf mnist.pdf[/]   [cyan]faded report mnist --browse[/]"
 )
 def report(
     audit: Audit = None,
@@ -206,7 +204,7 @@ def _browse(params: "Params", name: str, open_: bool) -> None:
 
 @app.command(
     epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]"
-    "   [cyan]faded compare mnist news imagenet[/]",
+    "   [cyan]faded compare mnist news imagenet[/]"
 )
 def compare(
     results: Annotated[

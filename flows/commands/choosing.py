@@ -10,9 +10,7 @@ from flows.commands import All, Audit, Audits, Preset, app, console, errors, ope
 from stages.core.errors import stop_code
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000[/]",
-)
+@app.command(epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000[/]")
 def screen(
     audit: Audit = None,
     probes: Annotated[
@@ -38,7 +36,7 @@ def screen(
 
 @app.command(
     epilog="Examples:  [cyan]faded usage mnist[/]   [cyan]faded usage mnist --from ~/inbox/may[/]"
-    "   [cyan]faded usage questions --from asked.csv --column text --write[/]",
+    "   [cyan]faded usage questions --from asked.csv --column text --write[/]"
 )
 def usage(
     audit: Audit = None,
@@ -75,14 +73,11 @@ def usage(
     show_or_measure(params, name, None if from_ is None else here / from_.expanduser(), column, write, console)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded mine questions[/]   [cyan]faded mine questions --probes 2000[/]",
-)
+@app.command(epilog="Examples:  [cyan]faded mine questions[/]   [cyan]faded mine questions --probes 2000[/]")
 def mine(
     audit: Audit = None,
     probes: Annotated[
-        int | None,
-        typer.Option("--probes", help="Maximum number of unique probes.", show_default="1000"),
+        int | None, typer.Option("--probes", help="Maximum number of unique probes.", show_default="1000")
     ] = None,
 ) -> None:
     """Find words, text attributes and small combinations of them at which a model fails, and which no concept covers.
@@ -96,9 +91,7 @@ def mine(
     mine_audit(params, name, probes, console)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded propose mnist[/]   [cyan]faded propose mnist --probes 800 --write[/]",
-)
+@app.command(epilog="Examples:  [cyan]faded propose mnist[/]   [cyan]faded propose mnist --probes 800 --write[/]")
 def propose(
     audit: Audit = None,
     probes: Annotated[
@@ -122,7 +115,7 @@ def propose(
 
 @app.command(
     epilog="Examples:  [cyan]faded tune imagenet[/]   [cyan]faded tune imagenet --write[/]"
-    "   [cyan]faded tune imagenet --allow-bfloat16[/]",
+    "   [cyan]faded tune imagenet --allow-bfloat16[/]"
 )
 def tune(
     audit: Audit = None,
@@ -152,7 +145,7 @@ def tune(
 
 @app.command(
     epilog="Examples:  [cyan]faded shard mnist 4[/]   [cyan]faded shard mnist 8 --gpus 1[/]"
-    "   [cyan]faded shard mnist 1[/]",
+    "   [cyan]faded shard mnist 1[/]"
 )
 def shard(
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")],
@@ -180,9 +173,7 @@ def shard(
     shard_audit(params, name, shares, gpus, console)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded prefetch news[/]   [cyan]HF_TOKEN=... faded prefetch --all[/]",
-)
+@app.command(epilog="Examples:  [cyan]faded prefetch news[/]   [cyan]HF_TOKEN=... faded prefetch --all[/]")
 def prefetch(audits: Audits = None, all_: All = False) -> None:
     """Download the models and data sets that audits name on the Hugging Face hub into the local cache.
 

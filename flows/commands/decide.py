@@ -33,7 +33,7 @@ _Revise = Annotated[bool, typer.Option("--revise", help="Replace an earlier deci
 
 @app.command(
     epilog="Examples:  [cyan]faded review mnist[/]   [cyan]faded review mnist --terminal[/]"
-    "   [cyan]faded review mnist --link --reviewer 'Ada L.'[/]",
+    "   [cyan]faded review mnist --link --reviewer 'Ada L.'[/]"
 )
 def review(
     audit: Audit = None,
@@ -170,7 +170,7 @@ def _show_outcome(outcome: DecisionOutcome) -> None:
 
 
 @app.command(
-    epilog="Example:  [cyan]faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4[/]",
+    epilog="Example:  [cyan]faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4[/]"
 )
 def approve(
     audit: _Audit,
@@ -225,9 +225,7 @@ def approve(
     )
 
 
-@app.command(
-    epilog="Example:  [cyan]faded reject mnist --reviewer 'Ada L.' --reason 'the labels are wrong'[/]",
-)
+@app.command(epilog="Example:  [cyan]faded reject mnist --reviewer 'Ada L.' --reason 'the labels are wrong'[/]")
 def reject(
     audit: _Audit,
     reason: Annotated[str, typer.Option("--reason", help="Reason for the rejection.")],

@@ -16,9 +16,7 @@ SigningKey = Annotated[
 ]
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]",
-)
+@app.command(epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]")
 def evidence(
     audit: Audit = None,
     preset: Preset = None,
@@ -64,7 +62,7 @@ def _passphrase() -> str:
 
 @app.command(
     epilog="Examples:  [cyan]faded verify EVIDENCE.zip[/]"
-    "   [cyan]faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .[/]",
+    "   [cyan]faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .[/]"
 )
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
@@ -113,7 +111,7 @@ def verify(
 
 @app.command(
     epilog="Examples:  [cyan]faded reproduce mnist-cc2be29635524f7a.zip[/]"
-    "   [cyan]faded reproduce mnist-cc2be29635524f7a.zip --sign lab.pem[/]",
+    "   [cyan]faded reproduce mnist-cc2be29635524f7a.zip --sign lab.pem[/]"
 )
 def reproduce(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
@@ -151,9 +149,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded export mnist deploy/mnist[/]   [cyan]faded export deploy/first-audit[/]",
-)
+@app.command(epilog="Examples:  [cyan]faded export mnist deploy/mnist[/]   [cyan]faded export deploy/first-audit[/]")
 def export(
     where: Annotated[
         list[str], typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; the first audit by default.")
@@ -189,7 +185,7 @@ def export(
 
 @app.command(
     epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]"
-    "   [cyan]faded gate mnist --first --junit gate.xml[/]",
+    "   [cyan]faded gate mnist --first --junit gate.xml[/]"
 )
 def gate(
     audit: Audit = None,

@@ -74,8 +74,7 @@ def init(
         Path, typer.Argument(metavar="[FOLDER]", help="Folder in a git repository; the current one by default.")
     ] = Path(),
     model: Annotated[
-        str | None,
-        typer.Option("--model", help="A file, a folder, ORG/NAME on the Hugging Face hub, or a URL."),
+        str | None, typer.Option("--model", help="A file, a folder, ORG/NAME on the Hugging Face hub, or a URL.")
     ] = None,
     data: Annotated[
         str | None,
@@ -88,10 +87,7 @@ def init(
         str | None,
         typer.Option("--kind", help="What the model does: the name of an installed task; guessed from the model."),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Name of the audit; guessed from the data."),
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the audit; guessed from the data.")] = None,
     repair: Annotated[
         bool | None,
         typer.Option("--repair/--no-repair", help="Whether to add a repair and its re-evaluation.", show_default=False),
@@ -102,10 +98,7 @@ def init(
             "--key-env", metavar="NAME", help="Environment variable with the API key of a model behind a URL."
         ),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option("--split", help="Split of a data set on the hub."),
-    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of a data set on the hub.")] = None,
     budget: Annotated[
         int | None,
         typer.Option("--budget", min=1, help="Unique probes for the search.", show_default="about 10 minutes' worth"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples:  [cyan]faded reviewers add 'Ada L.'[/]   [cyan]faded reviewers add Bob --public-key bob.pub[/]"
-    "   [cyan]faded reviewers list[/]",
+    "   [cyan]faded reviewers list[/]"
 )
 def reviewers(
     what: Annotated[Literal["list", "add", "remove"], typer.Argument(metavar="WHAT", help="list, add or remove.")],

@@ -13,7 +13,7 @@ _URL = "Use - to read the address from standard input and keep it out of the she
 
 @app.command(
     epilog='Examples:  [cyan]faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin[/]'
-    "   [cyan]faded schedule mnist --off[/]   [cyan]faded schedule[/]",
+    "   [cyan]faded schedule mnist --off[/]   [cyan]faded schedule[/]"
 )
 def schedule(
     audit: Annotated[
@@ -86,7 +86,7 @@ def serve(
 
 @app.command(
     epilog="Examples:  [cyan]faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test[/]"
-    "   [cyan]faded notify --email - --test[/]",
+    "   [cyan]faded notify --email - --test[/]"
 )
 def notify(
     slack: Annotated[str | None, typer.Option("--slack", metavar="URL", help=f"A Slack webhook. {_URL}")] = None,

@@ -23,16 +23,7 @@ from flows.evidence.bundle import ENVELOPE, Bundle
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.evidence.write import proven_evidence
 from flows.graph.lock import md5_in
-from flows.results import (
-    HEADLINE,
-    NO_GATES,
-    WORKSPACE,
-    LastVerdict,
-    headline_at,
-    last_stage,
-    lock_at,
-    verdict_of,
-)
+from flows.results import HEADLINE, NO_GATES, WORKSPACE, LastVerdict, headline_at, last_stage, lock_at, verdict_of
 from flows.results.compare import (
     Evaluation,
     NoResults,

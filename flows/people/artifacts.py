@@ -18,16 +18,7 @@ from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
 from flows.run_stage import StageResult, finished
 from flows.views.history import read_history
-from flows.views.labels import (
-    DECIDED,
-    Artifact,
-    Conclusion,
-    Ending,
-    code,
-    decided_markdown,
-    how_it_ended,
-    prose,
-)
+from flows.views.labels import DECIDED, Artifact, Conclusion, Ending, code, decided_markdown, how_it_ended, prose
 from stages.core.errors import UsageError
 from stages.decisions import standing
 from stages.pages.words import by_usage, gate_view, interval, percent

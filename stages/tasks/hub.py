@@ -134,11 +134,7 @@ class Repository:
             InfrastructureError: if the hub cannot be reached.
         """
         from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import (
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
         if constants.HF_HUB_OFFLINE:
             raise UsageError(

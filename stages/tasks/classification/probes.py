@@ -12,14 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.concepts.catalogue import with_plugins
-from stages.concepts.images import (
-    CATALOGUE,
-    ImageConcept,
-    ImageTransforms,
-    check_concepts,
-    image_space,
-    probe_chance,
-)
+from stages.concepts.images import CATALOGUE, ImageConcept, ImageTransforms, check_concepts, image_space, probe_chance
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_table
 from stages.core.intervals import wilson
@@ -33,17 +26,7 @@ from stages.tasks.classification.loaders import MODEL_LOADERS
 from stages.tasks.classification.models import Classifier, ModelSource, load_model, save_model
 from stages.tasks.classification.pictures import DataSource, choose_items
 from stages.tasks.classification.reference import READABLE, REFERENCE_LOADERS, LoaderData, Reference, add_readable
-from stages.tasks.contract import (
-    SPLITS,
-    Chosen,
-    Exhibit,
-    Items,
-    ProbeBatch,
-    Quality,
-    Split,
-    TaskContext,
-    item_numbers,
-)
+from stages.tasks.contract import SPLITS, Chosen, Exhibit, Items, ProbeBatch, Quality, Split, TaskContext, item_numbers
 from stages.tasks.sources import Source
 
 COMPARED = 500  # maximum number of pictures on which the reference and the model under test are compared

@@ -15,16 +15,7 @@ from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.tasks.attributes import MOST_VALUES, free_name
 from stages.tasks.base import Task
-from stages.tasks.contract import (
-    ASSETS,
-    SPLITS,
-    Exhibit,
-    Items,
-    ProbeBatch,
-    Quality,
-    Split,
-    TaskContext,
-)
+from stages.tasks.contract import ASSETS, SPLITS, Exhibit, Items, ProbeBatch, Quality, Split, TaskContext
 from stages.tasks.sources import Source, source_errors
 from stages.tasks.text_to_image.config import TextToImageDiscrepancy, TextToImagePrepare, TextToImageRepair, conflicts
 from stages.tasks.text_to_image.items import choose_items, misfits, noise_seed, template_errors, unchecked
