@@ -91,11 +91,7 @@ def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
     persist_result=False,
 )
 def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]:
-    """Bring one stage up to date.
-
-    Args:
-        what: the stage's job; None for a stage that is up to date and is only shown.
-    """
+    """Bring one stage up to date; without a job (`what`), it is up to date and is only shown."""
     if what is None or runner is None:
         return up_to_date(stage)
     logger = get_run_logger()
@@ -280,11 +276,7 @@ def _tell(ending: Ending) -> None:
 def _run_stale(
     params: Params, graph: Graph, audits: list[str], runner: RunnerConfig, shown: set[str]
 ) -> list[StageResult]:
-    """Run the stale stages of these audits; other stages are shown as cached, unless the run already shows them.
-
-    Args:
-        shown: stages that this flow run shows as done; newly shown stages are added.
-    """
+    """Run the stale stages of these audits; others are shown as cached, and added to `shown`, unless they are in it."""
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
     fresh = [stage for stage in graph.of(audits) if stage.name not in stale | shown]

@@ -74,11 +74,7 @@ class EndedRun:
 
 
 def run_audits(params: Params, audits: list[str], runner: str | None, console: Console) -> EndedRun:
-    """Bring audits up to date, and print the lines of their stages meanwhile.
-
-    Args:
-        runner: where stages run, NAME or NAME=ADDRESS; by default as in params.yaml.
-    """
+    """Bring audits up to date on a runner, NAME or NAME=ADDRESS, and print the lines of their stages meanwhile."""
     where = chosen_runner(params, runner)  # refuse a wrong one at once, not only when something is stale
     with exclusive():
         print_plain(console, *(f"healed: {line}" for line in [*heal(), *mend(stages_of(audits))]))

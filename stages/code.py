@@ -190,11 +190,7 @@ def read_stages() -> dict[str, Any]:
 
 
 def installation(*, own: bool) -> dict[str, Any]:
-    """Return the content of faded.json that describes the installation.
-
-    Args:
-        own: whether the workspace runs the installed package, not a clone.
-    """
+    """Return faded.json's account of the installation; `own` workspaces run the installed package, not a clone."""
     from stages.core.files import content_hash  # numpy and pydantic are slow, and every command imports this module
 
     code = {"faded": version(plugins.OWN), "code": content_hash([PACKAGE])} if own else {}

@@ -34,11 +34,7 @@ def main(name: str) -> None:
 
 
 def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapping[str, Any]) -> None:
-    """Write the verdict on a repair, its report, and the card of the repaired model.
-
-    Args:
-        record: its provenance, for readers of the report.
-    """
+    """Write the verdict on a repair, its report with the provenance in `record`, and the card of the repaired model."""
     comparison, readme = here.compare.comparison, here.restructure.path / "models" / "repaired" / "README.md"
     out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
     out.headline = headline_of(comparison, verdict.passed)

@@ -56,11 +56,7 @@ def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute,
 
 
 def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig, fresh: Fresh) -> Landscape:
-    """Write the landscape, and examples as people would see them.
-
-    Args:
-        fresh: probes kept back, to confirm failure modes with.
-    """
+    """Write the landscape, its modes confirmed with fresh probes, and examples as people would see them."""
     summary = summarize(task, found, fresh, audit)
     out.cells, out.landscape, out.fresh = summary.cells, summary.landscape, summary.fresh
     modes, shown = summary.landscape.modes, audit.summarize.examples

@@ -106,11 +106,7 @@ def provision_of(measure: str) -> Provision:
 
 
 def sign_off_sheet(bundle: Bundle, known: Mapping[str, str]) -> str:
-    """The sheet as a page of HTML without scripts.
-
-    Args:
-        known: names of known keys, by id.
-    """
+    """The sheet as a page of HTML without scripts; `known` has names of known keys, by id."""
     rows, of = list(_rows(bundle)), bundle.records
     repaired = bundle.last_stage == "conclude"
     by_rule = bundle.audit in bundle.yaml(PARAMS).get("repairs", {})  # if no person decided
@@ -285,11 +281,7 @@ def _envelope(line: bytes) -> Any:
 
 
 def write_beside(bundle: Bundle, private_key: Any) -> list[Path]:
-    """Write what others read of a bundle beside it: the sign-off sheet, and if it is signed, its other formats.
-
-    Args:
-        private_key: the key that signs the statements; None for no statements.
-    """
+    """Write beside a bundle what others read of it: the sign-off sheet and, given a key that signs, other formats."""
     made = []
     if ENVELOPE in bundle.members:
         if private_key is not None and (found := statements(bundle)):

@@ -207,11 +207,7 @@ class Bundle:
         return self.name(stage, file) in self.members
 
     def member(self, name: str) -> bytes:
-        """The content of one member.
-
-        Raises:
-            UsageError: if it is missing.
-        """
+        """The content of one member. Raises a UsageError if it is missing."""
         if name not in self.members:
             raise UsageError(f"{name} is not in the bundle")
         return self.members[name]
@@ -237,11 +233,7 @@ class Bundle:
 
     @cached_property
     def files(self) -> dict[str, ManifestFile]:
-        """All files that the manifest names, in all parts.
-
-        Raises:
-            UsageError: if it names one twice.
-        """
+        """All files that the manifest names, in all parts. Raises a UsageError if it names one twice."""
         named: dict[str, ManifestFile] = {}
         for part in self.manifest["parts"].values():
             if twice := named.keys() & part.keys():
@@ -272,11 +264,7 @@ class Bundle:
 
     @cached_property
     def chain(self) -> list[decision_files.DecisionFile]:
-        """All decisions in order.
-
-        Raises:
-            UsageError: if one is invalid, or the chain is broken.
-        """
+        """All decisions in order. Raises a UsageError if one is invalid, or the chain is broken."""
         kept = []
         for name, data in self.decisions.items():
             if not name.endswith(".yaml"):
@@ -324,11 +312,7 @@ _MOST_OF_A_RECORD = 100_000  # all unknown keys are collected for the message: 9
 
 
 def parse_strict_json(data: bytes, name: str, most: int = _MOST_VALUES) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UsageError: if it is not a valid one.
-    """
+    """Read a JSON object. Raises a UsageError if it is not a valid one."""
     if (values := sum(data.count(sign) for sign in b"[{,")) > most:
         raise UsageError(f"{name} has some {values:,} values, expected {most:,} at most")
     try:

@@ -84,11 +84,7 @@ def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
 
 
 def read_public_keys(path: Path) -> list[Any]:
-    """Read the public keys of a PEM file, in order.
-
-    Raises:
-        UsageError: if it has none, or anything else.
-    """
+    """Read the public keys of a PEM file, in order. Raises a UsageError if it has none, or anything else."""
     data = _pem(path)
     if b"PRIVATE KEY" in data:
         raise UsageError(f"{path} is a private key: give the public one (`openssl pkey -in {path} -pubout`)")
@@ -211,11 +207,7 @@ def signers(envelope: Any) -> tuple[str, ...]:
 
 
 def read_envelope(data: bytes) -> Any:
-    """Read an envelope without checking its signatures.
-
-    Raises:
-        UsageError: if it is not a valid one.
-    """
+    """Read an envelope without checking its signatures. Raises a UsageError if it is not a valid one."""
     from securesystemslib.dsse import Envelope
 
     raw = parse_strict_json(data, _ENVELOPE)

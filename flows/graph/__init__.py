@@ -150,11 +150,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
 
 
 def believe_only_bytes(repo: "Repo", hashes: Hashes) -> None:
-    """Make DVC hash local files from their bytes, and correct the hashes that it remembers.
-
-    Args:
-        hashes: known hashes; the caller saves them afterwards.
-    """
+    """Make DVC hash local files from their bytes, and correct the hashes it knows and these, which a caller saves."""
     repo.state = _Bytes(repo.state, hashes)
     for cache in (repo.cache.local, repo.cache.legacy):
         cache.state = repo.state

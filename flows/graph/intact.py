@@ -346,11 +346,7 @@ class CacheFolder:
         return cls(Path(settings.get("dir") or dvc / "cache") / "files" / "md5")
 
     def objects(self, md5: str, files: Mapping[str, str]) -> list[Path]:
-        """The existing objects of an output: a file's, or a folder's list and its files.
-
-        Args:
-            files: for a folder, the MD5 of each file by path.
-        """
+        """The existing objects of an output: a file's, or a folder's list and its `files`, the MD5 of each by path."""
         return [path for name in dict.fromkeys([md5, *files.values()]) if (path := self.path(name)).is_file()]
 
     def holds(self, md5: str, hashes: Hashes) -> bool:

@@ -82,11 +82,7 @@ class Questions(Ask):
         return self.text(name, f"{question} ({', '.join(choices)})", guess, check)
 
     def confirm(self, name: str, question: str, guess: bool) -> bool:
-        """Ask for yes or no.
-
-        Raises:
-            UsageError: if there is no answer.
-        """
+        """Ask for yes or no. Raises a UsageError if there is no answer."""
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, bool) else guess
         if self._options.get(name) is None and self._asks:

@@ -98,11 +98,7 @@ class Wanted:
 
 
 def propose_audit(wanted: Wanted) -> AuditDraft:
-    """A complete and valid audit, before anything is measured.
-
-    Raises:
-        UsageError: if there are too few items.
-    """
+    """A complete and valid audit, before anything is measured. Raises a UsageError if there are too few items."""
     items = count_items(wanted)
     init, proposal = wanted.init, wanted.proposal
     available = wanted.seen.data.items

@@ -114,11 +114,7 @@ Fields = dict[str, str]
 
 
 def read_fields(body: bytes) -> Fields:
-    """The fields of a posted form.
-
-    Raises:
-        DraftError: if it is not a valid form.
-    """
+    """The fields of a posted form. Raises a DraftError if it is not a valid form."""
     try:
         pairs = parse_qsl(
             body.decode("ascii"),
@@ -135,11 +131,7 @@ def read_fields(body: bytes) -> Fields:
 
 
 def draft_of(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> DecisionDraft:
-    """What was filled in.
-
-    Raises:
-        DraftError: if a field has a value that the page does not offer.
-    """
+    """What was filled in. Raises a DraftError if a field has a value that the page does not offer."""
     examples = []
     for name in (shown.id for mode in modes for shown in mode.examples):
         if entries := _entries(fields, name, "rating", "bias", "corrected", "unreadable"):

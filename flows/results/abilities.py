@@ -41,11 +41,7 @@ class Abilities(NamedTuple):
 
 
 def abilities_of(params: Params, audit: str) -> Abilities:
-    """What an audit's task can do.
-
-    Raises:
-        UsageError: if it is not a valid task.
-    """
+    """What an audit's task can do. Raises a UsageError if it is not a valid task."""
     config = params.audit(audit)
     if {"torch", config.task.partition(":")[0]} & set(sys.modules):
         return _looked_up(params, audit)

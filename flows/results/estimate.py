@@ -156,11 +156,7 @@ def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float 
 
 
 def few_items(items: object) -> str | None:
-    """Say that an audit's items are too few for claims about others; None if they are enough, or not counted.
-
-    Args:
-        items: `prepare.items`, which the task defines; usually the number of items by split.
-    """
+    """Say that an audit's `prepare.items` are too few for claims about others; None if enough, or not counted."""
     counts = items if isinstance(items, Mapping) else {}
     few = {split: n for split in ("discover", "test") if isinstance(n := counts.get(split), int) and 0 < n < FEWEST}
     if not few:

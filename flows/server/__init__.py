@@ -197,11 +197,7 @@ class OwnServer:
         return self._process is not None and self._process.poll() is None
 
     def wait(self) -> None:
-        """Wait until it responds.
-
-        Raises:
-            InfrastructureError: if it ends first.
-        """
+        """Wait until it responds. Raises an InfrastructureError if it ends first."""
         deadline = time.monotonic() + _START_LIMIT
         while self.alive and time.monotonic() < deadline:
             # With a short time-out, as requests from before it died are never answered.

@@ -304,11 +304,7 @@ LIMITS = (
 def board_html(
     params: Params, status: Status, links: Callable[[Glance], list[tuple[str, str]]], title: str = "Audits"
 ) -> str:
-    """The page, which needs no script and loads nothing.
-
-    Args:
-        links: the addresses of an audit's report and of whatever waits.
-    """
+    """The page, with `links` to an audit's report and whatever waits; it needs no script and loads nothing."""
     from stages.pages.page import html_of
 
     histories = [read_history(params, row.verdict.audit, _RESULTS) for row in status.audits]

@@ -165,11 +165,7 @@ class Conclusion(NamedTuple):
 
 
 def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> Ending:
-    """Determine how an audit ended, from the results of its stages and its verdict.
-
-    Args:
-        results: results of this run's stages, including those of other audits.
-    """
+    """Determine how an audit ended, from its verdict and the results of this run's stages, including other audits'."""
     from flows.results import last_stage, read_verdict
 
     own = [result for result in results if result.stage.endswith(f"@{audit}")]

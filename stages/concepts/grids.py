@@ -31,11 +31,7 @@ APPLIED_BY = {CORRUPTION: "stages.tasks.classification.corrupted:Corrupted"}
 
 
 def named_grid(name: str) -> dict[str, list[Level]]:
-    """Return the levels of each concept of a named grid.
-
-    Raises:
-        ValueError: when there is no grid of this name.
-    """
+    """Return the levels of each concept of a named grid. Raises a ValueError when there is no grid of this name."""
     if name not in GRIDS:
         raise ValueError(
             f"found {name!r}, expected levels for each concept, or the name of a grid: {', '.join(GRIDS)}"

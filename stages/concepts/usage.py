@@ -184,11 +184,7 @@ class Usage:
     def sample(
         self, n: int, rng: np.random.Generator, allowed: Mapping[int, Sequence[int]] | None = None
     ) -> np.ndarray:
-        """Draw n cells as they occur in use, with replacement: (n, d) int64.
-
-        Args:
-            allowed: levels of concepts to draw within, which must occur in use.
-        """
+        """Draw n cells as they occur in use, with replacement, within allowed levels that occur: (n, d) int64."""
         inside = {} if allowed is None else allowed
         suffix = np.stack([self._sums(inside, j) for j in range(len(self.weights) + 1)])
         masses = np.concatenate([self._per_change * suffix[0], self._combined_within(inside)])

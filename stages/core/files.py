@@ -72,11 +72,7 @@ def write_json(path: Path, data: dict[str, Any], *, schema: bool = True) -> None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file written by `write_json`.
-
-    Raises:
-        UsageError: if it is missing, not JSON, or of another schema.
-    """
+    """Read a file written by `write_json`. Raises a UsageError if it is missing, not JSON, or of another schema."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

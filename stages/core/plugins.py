@@ -49,11 +49,7 @@ def entry_points_of(group: str, among: Iterable[EntryPoint] | None = None) -> di
 
 
 def imported(entry: EntryPoint) -> Any:
-    """Import the object that an entry point names.
-
-    Raises:
-        UsageError: if importing it fails in any way.
-    """
+    """Import the object that an entry point names. Raises a UsageError if importing it fails in any way."""
     try:
         return entry.load()
     except Exception as error:  # a plugin's module may raise anything

@@ -327,11 +327,7 @@ def read_chain(audit: str) -> list[DecisionFile]:
 
 
 def order_chain(kept: Sequence[DecisionFile]) -> list[DecisionFile]:
-    """Sort decisions into their order.
-
-    Raises:
-        UsageError: if one follows a decision that is missing or was changed.
-    """
+    """Sort decisions into their order. Raises a UsageError if one follows a decision that is missing or was changed."""
     ordered: list[DecisionFile] = []
     left = sorted(kept, key=lambda k: (k.decision.time, k.path.name))
     while left:

@@ -87,22 +87,14 @@ EXPLORERS = {
 
 
 def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
-    """Build an explorer by name.
-
-    Raises:
-        UsageError: for an unknown name or setting, with the known ones.
-    """
+    """Build an explorer by name. Raises a UsageError for an unknown name or setting, with the known ones."""
     cls = explorer_class(name)
     explorer: Explorer = cls(checked(cls.Settings, settings, "discover.settings"))
     return explorer
 
 
 def explorer_class(name: str) -> Any:
-    """Return the class of an explorer.
-
-    Raises:
-        UsageError: for an unknown name, or a plugin that is not an explorer.
-    """
+    """Return the class of an explorer. Raises a UsageError for an unknown name, or a plugin that is not an explorer."""
     if name in EXPLORERS:
         module, _, cls = EXPLORERS[name].partition(":")
         return getattr(importlib.import_module(module), cls)

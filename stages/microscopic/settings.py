@@ -29,9 +29,5 @@ class WalkerSettings(Strict):
 
 
 def agent_settings(config: MicroscopicConfig) -> WalkerSettings:
-    """Return the settings of method rl.
-
-    Raises:
-        UsageError: with those that are wrong.
-    """
+    """Return the settings of method rl. Raises a UsageError with those that are wrong."""
     return checked(WalkerSettings, config.settings, "discover.microscopic.settings")

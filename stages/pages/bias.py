@@ -157,11 +157,7 @@ def _picture(attribute: str, groups: Sequence[Sequence[Bar]]) -> Picture | None:
 
 
 def bias_bars(groups: Sequence[Sequence[Bar]]) -> Markup:
-    """Draw shares by value as stacked bars with marks at the reference, and beside them the distance from it.
-
-    Args:
-        groups: the bars of each subject, from the top; each has an answer that was read.
-    """
+    """Draw shares by value as stacked bars, one for each subject, and beside them the distance from the reference."""
     bars = [
         (entry, name) for group in groups for entry, name in zip((one for _, one in group), _names(group), strict=True)
     ]

@@ -56,11 +56,7 @@ def _has_endpoint(value: Any) -> bool:
 
 
 def close_network(why: str) -> None:
-    """Refuse this process all sockets that leave the machine from now on; pipes and Unix sockets still work.
-
-    Args:
-        why: message of the error for code that tries to open one.
-    """
+    """Refuse this process all sockets that leave the machine, saying why; pipes and Unix sockets still work."""
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "socket.__new__" and arguments[1] not in _LOCAL:

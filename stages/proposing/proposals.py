@@ -115,11 +115,7 @@ class ProposerAnswer(NamedTuple):
 
 
 def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) -> Vocabulary:
-    """Return the concepts that may be proposed for an audit.
-
-    Raises:
-        UsageError: if its task declares no concepts.
-    """
+    """Return the concepts that may be proposed for an audit. Raises a UsageError if its task declares no concepts."""
     vocabulary: Vocabulary = (part_of(task, "proposing") or Vocabulary)(task, context, audit)
     if not vocabulary.known and not vocabulary.lines():
         raise UsageError(
@@ -271,11 +267,7 @@ class Made(NamedTuple):
 def make(
     vocabulary: Vocabulary, proposals: Sequence[ProposedConcept], load: Callable[[Draft], object] = lambda draft: None
 ) -> tuple[Draft, list[Made], list[Outcome]]:
-    """Return the audit with all possible proposals, these proposals, and the outcomes of the others.
-
-    Args:
-        load: loads the task with a draft; raises UsageError if that fails.
-    """
+    """Return the audit with all possible proposals, these, and the outcomes of others; `load` raises a UsageError."""
     draft, made, refused = vocabulary.start, list[Made](), list[Outcome]()
     for one in proposals:
         try:
@@ -310,11 +302,7 @@ def judged(made: Made, swept: ConceptSweep) -> Outcome:
 
 
 def final(vocabulary: Vocabulary, made: Sequence[Made], outcomes: Sequence[Outcome]) -> Draft:
-    """Return the audit with the levels that enter.
-
-    Args:
-        made: the proposals that were screened.
-    """
+    """Return the audit with the levels that enter, of the proposals that were screened."""
     draft = vocabulary.start
     for (one, _), found in zip(made, outcomes, strict=True):
         if found.enters:

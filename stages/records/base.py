@@ -135,11 +135,7 @@ class RateRecord(Record):
 
 
 def read_bytes_of(path: Path) -> bytes:
-    """Return the bytes of a stage's file.
-
-    Raises:
-        UsageError: if it is missing.
-    """
+    """Return the bytes of a stage's file. Raises a UsageError if it is missing."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -93,11 +93,7 @@ def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) ->
 
 
 def check_table(table: pd.DataFrame, where: str, columns: Iterable[str]) -> None:
-    """Check that a table has these columns.
-
-    Raises:
-        UsageError: with those that are missing.
-    """
+    """Check that a table has these columns. Raises a UsageError with those that are missing."""
     if missing := sorted(set(columns) - set(table.columns)):
         raise UsageError(f"{where} lacks the column(s) {', '.join(missing)}, found {', '.join(table.columns)}")
 

@@ -178,11 +178,7 @@ class Account:
             self._append(_AccountLine(used=True))
 
     def add(self, asked: str, answer: RecordedAnswer, price: Price | None = None) -> None:
-        """Record an answered request; it is on disk when this returns.
-
-        Args:
-            asked: key of the request.
-        """
+        """Record an answered request by its key (`asked`); it is on disk when this returns."""
         self._append(_AccountLine(asked=asked, answer=answer, price=price))
 
     def known(self, asked: str) -> RecordedAnswer | None:

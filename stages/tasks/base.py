@@ -402,11 +402,7 @@ class Task(LoadedTask):
 
     @classmethod
     def require_valid(cls, context: TaskContext) -> None:
-        """Raise an error if `check` finds any.
-
-        Raises:
-            UsageError: one line per error.
-        """
+        """Raise a UsageError with one line for each error that `check` finds, if there are any."""
         if errors := cls.check(context):
             raise UsageError("\n".join(errors))
 

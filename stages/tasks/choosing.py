@@ -145,11 +145,7 @@ class Vocabulary:
         return prepared
 
     def require_fit(self, task: Any) -> None:
-        """Check that a loaded task can handle all levels of a draft.
-
-        Raises:
-            UsageError: if something does not fit.
-        """
+        """Check that a loaded task can handle all levels of a draft. Raises a UsageError if something does not fit."""
 
     def pictures(self, task: Any, item_ids: Sequence[str]) -> list[bytes]:
         """Return unchanged items as PNG; empty if they are not pictures."""

@@ -262,11 +262,7 @@ class Init(ABC):
 
     @abstractmethod
     def data(self, path: Path, given: str, ask: Ask) -> Data:
-        """Recognise a file or folder.
-
-        Raises:
-            UsageError: if it is not of this kind.
-        """
+        """Recognise a file or folder. Raises a UsageError if it is not of this kind."""
 
     def named_data(self, name: str) -> Data | None:
         """Recognise data that are not a file, such as a data set that a library provides."""
@@ -325,11 +321,7 @@ def one_of(option: str, names: Sequence[str], what: str = "column") -> Check:
 
 
 def load_data(block: Mapping[str, Any], loaders: Mapping[str, Any], folder: Path, given: str) -> Any:
-    """Load data as an audit would.
-
-    Raises:
-        UsageError: if they cannot be used.
-    """
+    """Load data as an audit would. Raises a UsageError if they cannot be used."""
     from stages.tasks.sources import parse_source
 
     try:

@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str) -> str:
-    """Resolve "auto" to the available device.
-
-    Raises:
-        UsageError: if a GPU is named and there is none.
-    """
+    """Resolve "auto" to the available device. Raises a UsageError if a GPU is named and there is none."""
     if name == "cpu":
         return name
     import torch

@@ -32,11 +32,7 @@ class Source(Strict):
         """
 
     def require(self, inputs: Path) -> None:
-        """Raise an error if `errors` finds any.
-
-        Raises:
-            UsageError: one line per error.
-        """
+        """Raise a UsageError with one line for each error that `errors` finds, if there are any."""
         if errors := self.errors(inputs):
             raise UsageError("\n".join(errors))
 
@@ -64,11 +60,7 @@ class Source(Strict):
         return None
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """Return why this model or data cannot be repaired; empty if they can.
-
-        Args:
-            settings: the repair's method and its settings, not checked yet.
-        """
+        """Return why this model or data cannot be repaired with these settings, not checked yet; empty if they can."""
         return []
 
 
@@ -94,11 +86,7 @@ class ItemCounts(Strict):
 
 
 def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], where: str) -> Loader:
-    """Validate the block with the loader whose name is one of its keys.
-
-    Raises:
-        UsageError: one line per error.
-    """
+    """Validate the block with the loader whose name is one of its keys. Raises a UsageError, one line per error."""
     found = [name for name in loaders if name in raw]
     # A key may name one loader and be a setting of another: {package: ..., timm: ...} belongs to the loader `package`.
     named = [name for name in found if not any(name in loaders[other].model_fields for other in found if other != name)]
@@ -202,11 +190,7 @@ def _check_version(listed: Path, package: str, where: str) -> None:
 
 
 def package_file(inputs: Path, package: str, name: str, where: str) -> Path:
-    """Return one file of an installed package.
-
-    Raises:
-        UsageError: if the package or the file is missing.
-    """
+    """Return one file of an installed package. Raises a UsageError if the package or the file is missing."""
     folder = package_folder(inputs, package, where)
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise UsageError(f"{where}: {name} leads out of the package {package}")

@@ -147,11 +147,7 @@ def _frequent() -> frozenset[str]:
 
 
 def of_prompts(prompts: Sequence[str], slots: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Measure prompts: for each slot which of its phrases are said first and second, by number; -1 for none.
-
-    Args:
-        slots: the levels of each slot; "" is not looked for.
-    """
+    """For each slot with its levels, the numbers of the phrases that prompts say first and second; -1 for none."""
     found = {}
     for name, phrases in slots.items():
         longest = sorted((phrase for phrase in phrases if phrase), key=len, reverse=True)

@@ -41,11 +41,7 @@ class Store:
         return self.remote or str(self.repo.config["core"].get("remote"))
 
     def check(self) -> None:
-        """Refuse a remote that cannot be shared, or has no bucket.
-
-        Raises:
-            UsageError: with the existing remotes.
-        """
+        """Refuse a remote that cannot be shared, or has no bucket. Raises a UsageError with the existing remotes."""
         named = sorted(self.repo.config["remote"])
         if self.remote is not None and self.remote not in named:
             raise UsageError(

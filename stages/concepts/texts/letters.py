@@ -17,11 +17,7 @@ CASES = ("as_is", "lower", "title", "upper", "random")
 
 
 def edit_letters(edit: Callable[[str, ArticleDraws, int], str]) -> Apply:
-    """Make a concept that edits a share of the letters of all words.
-
-    Args:
-        edit: (letter, chance, place) -> what replaces it.
-    """
+    """Make a concept that edits a share of the letters of all words, by letter, chance and place."""
 
     def apply(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
         letters = [

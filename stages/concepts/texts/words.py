@@ -12,11 +12,7 @@ Apply = Callable[[Sequence[Token], Any, ArticleDraws], list[Token]]
 
 
 def reword(options: Callable[[Token], Sequence[str]]) -> Apply:
-    """Make a concept that rewrites a share of the words.
-
-    Args:
-        options: token -> its alternatives; the token is eligible if there are any.
-    """
+    """Make a concept that rewrites a share of the words that have `options`, a token's alternatives."""
 
     def apply(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
         eligible = [(i, forms) for i, token in enumerate(tokens) if token.is_word and (forms := options(token))]

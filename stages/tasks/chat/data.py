@@ -106,11 +106,7 @@ class QuestionSource(Source):
         return questions, skipped
 
     def _question(self, where: str, row: Any, articles: Mapping[str, str]) -> Question:
-        """Convert a row to a question.
-
-        Raises:
-            ValueError: when it cannot be used; the message gives the reason.
-        """
+        """Convert a row to a question. Raises a ValueError when it cannot be used; the message gives the reason."""
         if not isinstance(row, dict):
             raise ValueError(row if isinstance(row, str) else f"found {type(row).__name__}, expected an object")
         question, context = (row.get(name) or "" for name in (self.question, self.context))

@@ -143,11 +143,7 @@ class PromptTrial:
 
     @classmethod
     def of(cls, task: ChatProbes, plan: RepairPlan, settings: ChatRepair) -> Self:
-        """Collect the pieces, and the items left to answer.
-
-        Raises:
-            UsageError: see `repair`.
-        """
+        """Collect the pieces, and the items left to answer. Raises a UsageError as `repair` does."""
         items = task.items.ids("repair")
         most = min(settings.examples, int(AS_EXAMPLES * len(items)))
         talks = any(one.conversation for one in task.questions)

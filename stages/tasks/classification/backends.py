@@ -58,11 +58,7 @@ def off_by(logits: Tensor, wanted: Tensor) -> float:
 
 
 def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
-    """Return what cannot run here, without running it.
-
-    Args:
-        black_box: the kind of model ("onnx", "endpoint"), if it runs by itself.
-    """
+    """Return what cannot run here, without running it; a black box ("onnx", "endpoint") runs by itself."""
     backend, dtype, gpu = compute.backend, compute.dtype, compute.device != "cpu"
     errors = []
     if black_box is not None:

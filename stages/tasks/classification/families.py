@@ -158,11 +158,7 @@ def check_timm(architecture: str) -> None:
 
 
 def torchvision_models() -> Any:
-    """Import the classifiers of torchvision.
-
-    Raises:
-        UsageError: if torchvision is not installed.
-    """
+    """Import the classifiers of torchvision. Raises a UsageError if torchvision is not installed."""
     try:
         from torchvision import models
     except ImportError:

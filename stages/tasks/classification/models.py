@@ -250,11 +250,7 @@ class Normalised(Labelled):
 
 
 def check_channels(mean: PER_CHANNEL, std: POSITIVE, shape: Shape) -> None:
-    """Check that there is one number for all channels or one for each.
-
-    Raises:
-        UsageError: if there is not.
-    """
+    """Raise a UsageError unless there is one number for all channels or one for each."""
     for key, values in (("mean", mean), ("std", std)):
         if isinstance(values, list) and len(values) not in (1, shape[0]):
             raise UsageError(f"prepare.model.{key}: {len(values)} values, the images have {shape[0]} channel(s)")

@@ -309,11 +309,7 @@ def ready_splits(names: Iterable[str]) -> Mapping[str, str] | None:
 
 
 def check_apart(splits: Mapping[str, str], found: str) -> None:
-    """Check that no two names refer to the same split of the audit.
-
-    Raises:
-        UsageError: if they do.
-    """
+    """Raise a UsageError if two names refer to the same split of the audit."""
     for ours, n in Counter(splits.values()).items():
         if n > 1:
             theirs = sorted(name for name, one in splits.items() if one == ours)

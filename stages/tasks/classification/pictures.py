@@ -141,11 +141,7 @@ class Pictures(Protocol):
         ...
 
     def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
-        """Read one picture in that shape, (c, h, w) uint8.
-
-        Raises:
-            UnreadablePicture: if it cannot be read.
-        """
+        """Read one picture in that shape, (c, h, w) uint8. Raises UnreadablePicture if it cannot be read."""
         ...
 
 
@@ -269,11 +265,7 @@ class DataSource(Source):
 
     @abstractmethod
     def load(self, inputs: Path) -> Pool:
-        """List all available pictures.
-
-        Raises:
-            UsageError: if there are none, or their list cannot be read.
-        """
+        """List all available pictures. Raises a UsageError if there are none, or their list cannot be read."""
 
 
 def class_indices(classes: Sequence[str]) -> dict[str, int]:
@@ -363,11 +355,7 @@ def _queues(pool: Pool, seed: int) -> dict[str, Iterator[list[int]]]:
 
 
 def _check_groups(pool: Pool) -> None:
-    """Check that each group is in only one ready-made pool.
-
-    Raises:
-        UsageError: with a group that is not.
-    """
+    """Check that each group is in only one ready-made pool. Raises a UsageError with a group that is not."""
     found: dict[str, str] = {}
     for group, split in zip(pool.groups, pool.splits or [], strict=True):
         if (first := found.setdefault(group, split)) != split:

@@ -379,11 +379,7 @@ def _check_folder(folder: Path, where: str, writer: str) -> None:
 
 
 def _read_object(path: Path, where: str) -> dict[str, Any]:
-    """Read a JSON file that contains an object.
-
-    Raises:
-        UsageError: if it does not.
-    """
+    """Read a JSON file that contains an object. Raises a UsageError if it does not."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

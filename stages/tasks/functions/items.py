@@ -64,11 +64,7 @@ class Given(Protocol):
 
 
 def as_given(items: Any) -> Given:
-    """Wrap items as the user gave them.
-
-    Raises:
-        UsageError: if they are of none of the kinds.
-    """
+    """Wrap items as the user gave them. Raises a UsageError if they are of none of the kinds."""
     if isinstance(items, pd.DataFrame):
         return FeatureRows(items.reset_index(drop=True))
     if isinstance(items, str):

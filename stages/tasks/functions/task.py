@@ -123,11 +123,7 @@ class FunctionTask(Task):
         return cls(context, table, import_named(config.model, context.inputs), own, told)
 
     def unchanged(self) -> np.ndarray:
-        """Return the model's answers to all unchanged items.
-
-        Raises:
-            UsageError: if it has none to an item.
-        """
+        """Return the model's answers to all unchanged items. Raises a UsageError if it has none to an item."""
         answers = self._unchanged(np.arange(len(self._rows)))
         if self.judge.kind != "own":
             check_unchanged(read(answers))

@@ -41,11 +41,7 @@ class EncoderSource(Source):
         return self.folder(inputs)[1]
 
     def whole(self, folder: Path) -> Path:
-        """Return the folder if no file is missing.
-
-        Raises:
-            UsageError: when a file is missing.
-        """
+        """Return the folder if no file is missing. Raises a UsageError when a file is missing."""
         if lacking := [name for name in _FILES if not (folder / name).is_file()]:
             raise UsageError(f"{self.where}: {folder} has no {', '.join(lacking)}")
         return folder.resolve()

@@ -95,11 +95,7 @@ def save_form(form: ModelForm, folder: Path) -> None:
 
 
 def load_form(folder: Path) -> ModelForm:
-    """Read faded.json.
-
-    Raises:
-        UsageError: when it is missing, unreadable or has unexpected content.
-    """
+    """Read faded.json. Raises a UsageError when it is missing, unreadable or has unexpected content."""
     path = folder / FORM
     raw = read_json(path)
     raw.pop("schema", None)

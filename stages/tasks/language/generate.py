@@ -279,11 +279,7 @@ class LanguageModel:
 
 
 def with_weights(summarizer: Summarizes) -> LanguageModel:
-    """Return the summarizer if its weights can be trained.
-
-    Raises:
-        UsageError: when it has no local weights.
-    """
+    """Return the summarizer if its weights can be trained. Raises a UsageError when it has no local weights."""
     if not isinstance(summarizer, LanguageModel):
         raise UsageError(
             f"restructure.method: training needs weights, and {summarizer.form.origin} shows none; use normalise"

@@ -156,11 +156,7 @@ NORMALISATIONS: Mapping[str, Callable[[str], str]] = {
 
 
 def normaliser(names: Sequence[str]) -> Callable[[str], str]:
-    """Chain normalisations in the order of NORMALISATIONS.
-
-    Raises:
-        UsageError: when a name is unknown.
-    """
+    """Chain normalisations in the order of NORMALISATIONS. Raises a UsageError when a name is unknown."""
     if unknown := [name for name in names if name not in NORMALISATIONS]:
         raise UsageError(f"normalise: {', '.join(unknown)} is unknown, expected some of {', '.join(NORMALISATIONS)}")
     chosen = [change for name, change in NORMALISATIONS.items() if name in names]

@@ -264,11 +264,7 @@ def known(articles: Sequence[Article]) -> About:
 
 
 def made(articles: Sequence[Article], count: int) -> list[LabelledAnswer]:
-    """Make so many summaries to calibrate a judge on.
-
-    Raises:
-        UsageError: when there are too few articles.
-    """
+    """Make so many summaries to calibrate a judge on. Raises a UsageError when there are too few articles."""
     if len(articles) < 2:
         raise UsageError(
             f"prepare.judge: summaries of {len(articles)} article cannot be falsified; name prepare.judge.labelled"

@@ -164,11 +164,7 @@ class RemoteSummarizer:
         return self.endpoint.ask(inputs)
 
     def summary(self, answer: dict[str, Any]) -> str:
-        """Return the summary in an answer.
-
-        Raises:
-            UsageError: if there is none.
-        """
+        """Return the summary in an answer. Raises a UsageError if there is none."""
         summary = answer.get("summary")
         if not isinstance(summary, str):
             keys = self.endpoint.quoted(", ".join(answer)) or "none"

@@ -66,11 +66,7 @@ def without_gaps(rows: pd.DataFrame) -> pd.DataFrame:
 class _Rows(Source):
     @abstractmethod
     def load(self, inputs: Path) -> Table:
-        """Read the table.
-
-        Raises:
-            UsageError: if there are no rows with labels.
-        """
+        """Read the table. Raises a UsageError if there are no rows with labels."""
 
     def errors(self, inputs: Path) -> list[str]:
         return collect(lambda: self.load(inputs))
@@ -172,11 +168,7 @@ def _dates(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def read_frame(path: Path, where: str) -> pd.DataFrame:
-    """Read a .csv or .parquet file.
-
-    Raises:
-        UsageError: if it is not a readable table.
-    """
+    """Read a .csv or .parquet file. Raises a UsageError if it is not a readable table."""
     if path.suffix == ".parquet":
         parquet_metadata(path, where)
     try:

@@ -40,11 +40,7 @@ class JudgeSource(Source):
 
     @abstractmethod
     def build(self, inputs: Path, out_dir: Path) -> None:
-        """Write the folder that `load_judge` reads.
-
-        Raises:
-            UsageError: when the judge cannot be read.
-        """
+        """Write the folder that `load_judge` reads. Raises a UsageError when the judge cannot be read."""
 
 
 def _batches(
@@ -187,11 +183,7 @@ def save_judge(form: JudgeForm, net: AttributeNet, folder: Path) -> None:
 
 
 def load_judge_form(folder: Path) -> JudgeForm:
-    """Read config.json.
-
-    Raises:
-        UsageError: when it is missing or wrong, one line per error.
-    """
+    """Read config.json. Raises a UsageError, one line per error, when it is missing or wrong."""
     config = read_json(folder / "config.json")
     config.pop("schema", None)
     return checked(JudgeForm, config, str(folder / "config.json"))
@@ -386,11 +378,7 @@ JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {"clip": ClipJudgeSource, "attr
 
 
 def load_judge(folder: Path, device: str) -> PictureJudge:
-    """Read a judge's folder, whatever its kind.
-
-    Raises:
-        UsageError: when a file is missing or damaged.
-    """
+    """Read a judge's folder, whatever its kind. Raises a UsageError when a file is missing or damaged."""
     if not (folder / CLIP_FORM).exists():
         return load_attribute_judge(folder, device)
     form = read_json(folder / CLIP_FORM)

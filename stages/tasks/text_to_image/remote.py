@@ -50,11 +50,7 @@ class EndpointModel(ModelSource, EndpointConfig):
         return [f"restructure: models behind HTTP cannot be repaired (no weights); remove {audit} from repairs:"]
 
     def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
-        """See ModelSource.
-
-        Raises:
-            InfrastructureError: when the model cannot be reached.
-        """
+        """See ModelSource. Raises an InfrastructureError when the model cannot be reached."""
         painter = RemotePainter(Endpoint(self), self.settings, sampling or SamplingConfig(), Compute(), "")
         prompts, seeds = [prompt for prompt, _ in KNOWN], [seed for _, seed in KNOWN]
         painter.draw(prompts, seeds)  # first, so that answers that are no pictures raise an error before any is stored

@@ -129,11 +129,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         return self._latents[[self._place[picture] for picture in pictures]]
 
     def backward(self, step: int) -> float:
-        """See StepwiseTraining.
-
-        Raises:
-            UsageError: when the loss is not finite.
-        """
+        """See StepwiseTraining. Raises a UsageError when the loss is not finite."""
         lessons, device = self.batches[step], self.compute.device
         # Random numbers come from the CPU, as those of GPUs differ between models.
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)

@@ -225,11 +225,7 @@ def match_labels(labels: Iterable[str], classes: Sequence[str]) -> dict[str, str
 
 
 def refuse_unsaid(unsaid: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise an error if labels are unassigned and nobody can be asked.
-
-    Raises:
-        UsageError: if there are any.
-    """
+    """Raise a UsageError if labels are unassigned and nobody can be asked."""
     if not unsaid:
         return
     named = ", ".join(f"{label!r}{did_you_mean(label, classes)}" for label in unsaid[:_FEW])
