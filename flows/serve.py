@@ -251,8 +251,7 @@ def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[
 def show_links() -> list[str]:
     """Lines with links that sign in once: to the page of all audits, and to Prefect's pages if we serve them.
 
-    Raises:
-        UsageError: if no `faded serve` runs here.
+    Raises a UsageError if no `faded serve` runs here.
     """
     from flows.people.review.links import one_time_link, running
 

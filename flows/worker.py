@@ -38,8 +38,7 @@ RunCommand = tuple[list[str], dict[str, str | None]]
 def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | None:
     """Why a flow run is not one of those in prefect.yaml; None if it is.
 
-    Raises:
-        UsageError: if prefect.yaml cannot be read.
+    Raises a UsageError if prefect.yaml cannot be read.
     """
     if deployment is None:
         return "it belongs to no deployment"

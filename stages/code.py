@@ -214,8 +214,7 @@ def is_own_workspace(folder: Path = Path()) -> bool:
 def check_code(stage: str, name: str) -> None:
     """Refuse to run a stage whose code differs from code.json: DVC would attribute its results to the recorded code.
 
-    Raises:
-        UsageError: with what was found, what was expected, and how to fix it.
+    Raises a UsageError with what was found, what was expected, and how to fix it.
     """
     from stages.params import DATA, load_params
 

@@ -112,8 +112,7 @@ def _trainings(
 ) -> list[Training]:
     """Return the trained models with their numbers of steps, and those that went only part of the way.
 
-    Raises:
-        UsageError: if two doses took the same number of steps.
+    Raises a UsageError if two doses took the same number of steps.
     """
     models = [
         Training(

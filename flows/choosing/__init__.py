@@ -21,8 +21,7 @@ PARAMS = Path("params.yaml")
 def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
     """Heal the workspace, print what was healed, and return a valid audit; the caller has to hold the workspace lock.
 
-    Raises:
-        UsageError: if params.yaml has errors that a stage would find later.
+    Raises a UsageError if params.yaml has errors that a stage would find later.
     """
     print_plain(console, *(f"healed: {line}" for line in heal()))
     check_audits(params, [name])
@@ -44,8 +43,7 @@ def run_prepare(audit: str, console: Console) -> None:
 def write_params(name: str, audit: AuditConfig, change: Callable[[str], str], console: Console) -> None:
     """Change the text of params.yaml, print the changed lines, and what to do next.
 
-    Raises:
-        UsageError: if the audit is no longer what was measured, or cannot be edited.
+    Raises a UsageError if the audit is no longer what was measured, or cannot be edited.
     """
     if load_params(PARAMS).audit(name) != audit:
         raise UsageError(

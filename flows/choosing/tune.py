@@ -195,8 +195,7 @@ class Tuning:
 def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
     """Measure an audit's prepared model with every available backend and dtype.
 
-    Raises:
-        UsageError: if there is nothing to probe.
+    Raises a UsageError if there is nothing to probe.
     """
     bench = Bench(name, audit, settings)
     now = bench.open(ComputeChoice(bench.context.compute))

@@ -60,10 +60,8 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
 def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, bytes]:
     """Read all members into memory, if the file consists of its members and nothing else.
 
-    Sizes are limited twice: by what headers declare before anything is unpacked, and while it is unpacked.
-
-    Raises:
-        UsageError: if it cannot be read, is damaged or too large, or contains anything that no bundle has.
+    Sizes are limited twice: by what headers declare before anything is unpacked, and while it is unpacked. Raises a
+    UsageError if it cannot be read, is damaged or too large, or contains anything that no bundle has.
     """
     try:
         with path.open("rb") as file:
@@ -356,8 +354,7 @@ def dump_yaml(data: Mapping[str, Any]) -> bytes:
 def read_bundle(path: Path) -> Bundle:
     """Read a bundle into memory. Nothing is unpacked to disk, and nothing in it is trusted.
 
-    Raises:
-        UsageError: if it is not a bundle: not a zip, damaged, or with names or sizes that no bundle has.
+    Raises a UsageError if it is not a bundle: not a zip, damaged, or with names or sizes that no bundle has.
     """
     if path.exists() and not path.is_file():  # reading a pipe or a device may never end
         raise UsageError(f"{path} is not a file, expected the zip file that `faded evidence` names")

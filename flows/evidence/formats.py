@@ -143,8 +143,7 @@ def comparator(gate: Gate) -> str:
 def statements(bundle: Bundle) -> list[dict[str, Any]]:
     """The verdict as statements of in-toto; none if no gate was set, as there is no result to state.
 
-    Raises:
-        UsageError: if the bundle is not signed, and so nobody says when it was made.
+    Raises a UsageError if the bundle is not signed, and so nobody says when it was made.
     """
     gates = gates_of(bundle)
     if not gates:
@@ -214,8 +213,7 @@ def items_of(bundle: Bundle) -> int:
 def signed_on(bundle: Bundle) -> datetime:
     """The time under the bundle's signatures: results have no time of their own.
 
-    Raises:
-        UsageError: if it is not signed.
+    Raises a UsageError if it is not signed.
     """
     if ENVELOPE not in bundle.members:
         raise UsageError(f"{bundle.path} is not signed, so nobody says when it was made")
@@ -226,8 +224,7 @@ def signed_on(bundle: Bundle) -> datetime:
 def every_eval_ever(bundle: Bundle) -> dict[str, Any]:
     """The numbers as a record of every_eval_ever, whose consumers know neither modes nor gates.
 
-    Raises:
-        UsageError: if the bundle is not signed, and so nobody says when it was made.
+    Raises a UsageError if the bundle is not signed, and so nobody says when it was made.
     """
     when, audit, digest = str(int(signed_on(bundle).timestamp())), bundle.audit, digest_of(bundle.members)
     prepared, manifest = bundle.records.prepare.metrics, bundle.manifest

@@ -184,8 +184,7 @@ def _without_gates(against: str, then: LastVerdict, now: LastVerdict) -> str:
 def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, bool]:
     """Find the newest commit in which the audit passed, and whether its numbers are the workspace's own.
 
-    Raises:
-        NoResults: if there is none.
+    Raises NoResults if there is none.
     """
     stage = last_stage(params, audit)
     path, metrics = (stage_dir(audit, stage) / name for name in (HEADLINE, "metrics.json"))

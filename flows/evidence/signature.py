@@ -138,8 +138,7 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
 def sign_statement(statement: Mapping[str, Any], private_key: Any) -> dict[str, Any]:
     """Sign another statement as it is; return the envelope as plain data.
 
-    Raises:
-        UsageError: if the key's kind is not one of `KINDS`.
+    Raises a UsageError if the key's kind is not one of `KINDS`.
     """
     from securesystemslib.dsse import Envelope
 
@@ -176,8 +175,7 @@ def _with_time(statement: bytes, when: str) -> bytes:
 def check_envelope(data: bytes, statement: bytes) -> tuple[datetime, tuple[str, ...]]:
     """Check that an envelope is of a statement, and each signature by the key it names; return when, and the key ids.
 
-    Raises:
-        UsageError: with what does not hold.
+    Raises a UsageError with what does not hold.
     """
     envelope = read_envelope(data)
     signed = parse_strict_json(envelope.payload, "what is signed")
@@ -194,8 +192,7 @@ def check_envelope(data: bytes, statement: bytes) -> tuple[datetime, tuple[str, 
 def signers(envelope: Any) -> tuple[str, ...]:
     """The ids of the keys that signed an envelope, if each signature was made by the key it names.
 
-    Raises:
-        UsageError: if one was not, or there is none.
+    Raises a UsageError if one was not, or there is none.
     """
     if not envelope.signatures:
         raise UsageError("it has no signature, expected at least one")

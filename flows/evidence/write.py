@@ -69,10 +69,8 @@ def write_bundle(params: Params, audit: str) -> Path | None:
 
     None if there is no current verdict, or something changed meanwhile. The bundle appears whole or not at all, and is
     written again only if it is missing or damaged. DVC is queried only if a file that the audit read or wrote has
-    changed, so that repeated calls cost next to nothing.
-
-    Raises:
-        UsageError: if the ratings file in force is not the one that params.yaml names.
+    changed, so that repeated calls cost next to nothing. Raises a UsageError if the ratings file in force is not the
+    one that params.yaml names.
     """
     lock = _lock(params, audit)
     record = WORK / "evidence" / f"{audit}.json"
@@ -109,8 +107,7 @@ def _is_intact(path: Path) -> bool:
 def sign_bundle(path: Path, private_key: Any) -> str:
     """Add a signature of the statement to a bundle, beside those of other keys; return the key's id.
 
-    Raises:
-        UsageError: if the bundle does not hold, as nobody should vouch for it then.
+    Raises a UsageError if the bundle does not hold, as nobody should vouch for it then.
     """
     if problems := problems_of(path):
         more = f" (and {len(problems) - 1} more: `faded verify {path}`)" if problems[1:] else ""
@@ -124,8 +121,7 @@ def sign_bundle(path: Path, private_key: Any) -> str:
 def sign_by_default(path: Path) -> str | None:
     """Sign a bundle with this user's own key, unless it is signed; return why it is not then, as by FADED_NO_SIGN.
 
-    Raises:
-        UsageError: if the bundle does not hold.
+    Raises a UsageError if the bundle does not hold.
     """
     if ENVELOPE in read_bundle(path).members:
         return None
@@ -357,8 +353,7 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
 def sign_model(folder: Path, key: Path) -> None:
     """Sign all files of a folder as the OpenSSF Model Signing specification says, in `model.sig`.
 
-    Raises:
-        UsageError: if the library is missing, or the key is not one that the specification allows.
+    Raises a UsageError if the library is missing, or the key is not one that the specification allows.
     """
     try:
         from model_signing import hashing, signing

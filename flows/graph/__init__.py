@@ -67,8 +67,7 @@ class Graph:
     def of(self, audits: Collection[str]) -> list[Stage]:
         """Stages of these audits, and all others that they depend on.
 
-        Raises:
-            UsageError: if dvc.yaml makes no stages for an audit.
+        Raises a UsageError if dvc.yaml makes no stages for an audit.
         """
         for audit in audits:
             missing = [kind for kind in FIRST_STAGES if f"{kind}@{audit}" not in self.stages]

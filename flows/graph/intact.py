@@ -66,8 +66,7 @@ class DamagedError(InfrastructureError):
 def check_intact(audit: str) -> None:
     """Compare all outputs of an audit's stages with dvc.lock and the stages' records; missing files are just stale.
 
-    Raises:
-        DamagedError: with the differences and the command that repairs them.
+    Raises a DamagedError with the differences and the command that repairs them.
     """
     if not (damages := find_damage(stages_of([audit]))):
         return
@@ -102,10 +101,7 @@ def mend(stages: Collection[str]) -> list[str]:
     """Make DVC notice damaged outputs of stages, so that it restores or redoes them; return what was wrong in lines.
 
     Damaged copies in DVC's cache are removed. Results that contradict their own stage's record are removed from
-    dvc.lock and the run-cache.
-
-    Raises:
-        InfrastructureError: if the cache cannot be written.
+    dvc.lock and the run-cache. Raises an InfrastructureError if the cache cannot be written.
     """
     if not find_damage(stages):
         return []
@@ -139,8 +135,7 @@ def mend(stages: Collection[str]) -> list[str]:
 def remove_damaged(path: Path) -> None:
     """Remove an object of DVC's cache that does not match its name.
 
-    Raises:
-        InfrastructureError: if the cache cannot be written.
+    Raises an InfrastructureError if the cache cannot be written.
     """
     try:
         path.unlink(missing_ok=True)
@@ -277,8 +272,7 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
 def check_recorded(stage: str) -> None:
     """Refuse a stage's new output if its record lacks a dependency of dvc.yaml, as another run would lack it again.
 
-    Raises:
-        UsageError: with the dependency.
+    Raises a UsageError with the dependency.
     """
     home = DATA / audit_of(stage)
     record = home / stage.partition("@")[0] / RECORD

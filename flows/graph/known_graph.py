@@ -89,8 +89,7 @@ _PASSED_OVER = {".git", ".hg", ".dvc", "__pycache__"}
 def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
     """Update the notes of all audits.
 
-    Raises:
-        UsageError: if a linked folder cannot be read, or its note cannot be written.
+    Raises a UsageError if a linked folder cannot be read, or its note cannot be written.
     """
     for inputs in sorted(root.resolve().glob(f"{DATA}/*/inputs")):
         note = inputs / NOTE

@@ -59,8 +59,7 @@ class Questions(Ask):
     def text(self, name: str, question: str, guess: str | None = None, check: Check = lambda _answer: None) -> str:
         """See Ask; in a terminal, ask again until the answer is usable.
 
-        Raises:
-            UsageError: if there is no answer, or an option is unusable.
+        Raises a UsageError if there is no answer, or an option is unusable.
         """
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, str) else guess
@@ -134,8 +133,7 @@ class Questions(Ask):
 def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Wanted:
     """Ask the questions that options leave open, and inspect the model and the data.
 
-    Raises:
-        UsageError: if an answer is missing or unusable.
+    Raises a UsageError if an answer is missing or unusable.
     """
     recognised, model = _model(questions)
     kind = _kind(questions, recognised, model)

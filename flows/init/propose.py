@@ -32,8 +32,7 @@ from stages.tasks.init import Init, Option, Proposal, Seen
 def kinds() -> Mapping[str, Init]:
     """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them.
 
-    Raises:
-        UsageError: if one cannot be imported.
+    Raises a UsageError if one cannot be imported.
     """
     found = {}
     for name, entry in plugins.entry_points_of(plugins.TASKS).items():
@@ -145,8 +144,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
 def count_items(wanted: Wanted) -> dict[str, int]:
     """Number of items per split: as many as are useful, or equal parts of few items.
 
-    Raises:
-        UsageError: if there are too few.
+    Raises a UsageError if there are too few.
     """
     init, splits = wanted.init, ("discover", "repair", "test") if wanted.repair else ("discover",)
     available, pools = wanted.seen.data.items, wanted.seen.data.pools
@@ -238,8 +236,7 @@ def pairs(budget: int) -> int:
 def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | None) -> None:
     """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
 
-    Raises:
-        UsageError: with the number that is expected.
+    Raises a UsageError with the number that is expected.
     """
     concepts, pairs = draft.audit["concepts"], all_pairs(draft.audit)
     least = fewest_probes(len(concepts))
@@ -256,8 +253,7 @@ def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | Non
 def tried(draft: AuditDraft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
     """Enter a temporary workspace with only this audit, and check it there.
 
-    Raises:
-        UsageError: if the audit could not run.
+    Raises a UsageError if the audit could not run.
     """
     with TemporaryDirectory(prefix="faded-init-") as name:
         here = Path(name).resolve()

@@ -80,9 +80,8 @@ def key_name(reviewer: str) -> str:
 def signer(params: Params, audit: str, reviewer: str) -> tuple[str, Any]:
     """The name of who decides as it is listed, and the private key that signs for them; None if no keys are listed.
 
-    Raises:
-        UsageError: if the name is invalid; if keys are listed, also if none is listed for it, or this machine does not
-            have the private key.
+    Raises a UsageError if the name is invalid; if keys are listed, also if none is listed for it, or this machine does
+    not have the private key.
     """
     from stages.core.keys import has_key, key_path, private_key
     from stages.decisions import listed_keys, read_chain
@@ -201,8 +200,7 @@ def settle(params: Params, audit: str) -> list[str]:
 def open_standing(params: Params, audit: str, revise: bool) -> Standing:
     """The decisions so far on a landscape that is to be reviewed now.
 
-    Raises:
-        AlreadyDecided: if no more decisions are needed, unless an earlier one is to be revised.
+    Raises AlreadyDecided if no more decisions are needed, unless an earlier one is to be revised.
     """
     from stages.decisions import AlreadyDecided, standing
 

@@ -57,8 +57,7 @@ class ShownProbes:
     def read(cls, params: Params, audit: str) -> Self:
         """Read an audit's probes, and load its task.
 
-        Raises:
-            UsageError: if there are no probes, or no landscape yet.
+        Raises a UsageError if there are no probes, or no landscape yet.
         """
         here, without, task = audit_folder(audit), "", None
         table = ProbeTable(here)

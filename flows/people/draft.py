@@ -49,8 +49,7 @@ class DecisionDraft(Strict):
     def missing(self, modes: Sequence[ModeRecord]) -> tuple[list[str], list[str]]:
         """The modes of a landscape without a choice, and those whose choice lacks a reason.
 
-        Raises:
-            DraftError: if it chooses for a mode that the landscape does not have.
+        Raises a DraftError if it chooses for a mode that the landscape does not have.
         """
         known = [mode.id for mode in modes]
         if unknown := [name for name in self.modes if name not in known]:
@@ -63,8 +62,7 @@ class DecisionDraft(Strict):
     def decision(self, landscape: str, modes: Sequence[ModeRecord]) -> Decision:
         """The decision on a landscape; a rejection may leave out modes and reasons.
 
-        Raises:
-            DraftError: if anything is missing or wrong.
+        Raises a DraftError if anything is missing or wrong.
         """
         undecided, silent = self.missing(modes)
         problems, reviewer = [], ""

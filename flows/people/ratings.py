@@ -60,8 +60,7 @@ class RatingsLesson:
 def show_ratings(params: Params, name: str, target: Target, console: Console) -> RatingsLesson:
     """Print what was rated, how well a map from the automatic measure predicts it, and what it would change.
 
-    Raises:
-        UsageError: if nothing was rated or there is nothing to rate, or a decision cannot be read.
+    Raises a UsageError if nothing was rated or there is nothing to rate, or a decision cannot be read.
     """
     control = _control(name)
     learnt = _learn(params, name, target, control)
@@ -82,8 +81,7 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
 def write_ratings(name: str, learnt: RatingsLesson, console: Console) -> None:
     """Write data/<audit>/ratings.json and name it in params.yaml.
 
-    Raises:
-        UsageError: if the scores teach nothing, or params.yaml's layout does not allow this.
+    Raises a UsageError if the scores teach nothing, or params.yaml's layout does not allow this.
     """
     if learnt.refusal or learnt.ratings is None:
         raise UsageError(f"nothing written: {learnt.refusal}")
@@ -108,10 +106,8 @@ def write_ratings(name: str, learnt: RatingsLesson, console: Console) -> None:
 def write_labels(params: Params, name: str, target: Target, path: Path, console: Console) -> None:
     """Write every score as the label of an answer, one JSON object per line, to calibrate a judge on.
 
-    Scores of every scale count, as people's opinion of an answer does not depend on the measure.
-
-    Raises:
-        UsageError: if nothing was rated, or a decision cannot be read.
+    Scores of every scale count, as people's opinion of an answer does not depend on the measure. Raises a UsageError if
+    nothing was rated, or a decision cannot be read.
     """
     [bound] = _bound(params, name, target).values()
     lines = []
@@ -287,10 +283,8 @@ def _control(name: str) -> pd.DataFrame | None:
 def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Console) -> None:
     """Write a table of randomly drawn probes for people to judge, with pictures in a folder beside it.
 
-    It does not say what the automatic measure found, so that this does not sway them.
-
-    Raises:
-        UsageError: if there are no probes.
+    It does not say what the automatic measure found, so that this does not sway them. Raises a UsageError if there are
+    no probes.
     """
     from stages.audit_run import AuditRun
 
@@ -340,8 +334,7 @@ def _pictures(path: Path, number: int, exhibit: Exhibit) -> str:
 def show_spot_check(params: Params, name: str, path: Path, console: Console, *, write: bool) -> None:
     """Print the failure rate by the measure, by people alone and corrected; with `write`, put it in force.
 
-    Raises:
-        UsageError: if a verdict is missing or on another answer, or params.yaml's layout does not allow this.
+    Raises a UsageError if a verdict is missing or on another answer, or params.yaml's layout does not allow this.
     """
     found = _search(name)
     try:

@@ -55,8 +55,7 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
 def check_division(name: str, audit: AuditConfig, shards: int) -> None:
     """Divide the items that prepare wrote, to find errors before each share does so itself.
 
-    Raises:
-        UsageError: if a share would have no item or no probe.
+    Raises a UsageError if a share would have no item or no probe.
     """
     items = Items(read_table(stage_dir(name, "prepare") / "items.parquet"))
     ids, cells = items.ids("discover"), prod(len(levels) for levels in audit.concepts.values())

@@ -111,8 +111,7 @@ def set_url(kind: Kind, url: str) -> str:
 def set_block(slug: str | None) -> None:
     """Use a block that is already on the server ("ms-teams-webhook/ops"), or none.
 
-    Raises:
-        UsageError: if there is no such block, or it is not a notification block.
+    Raises a UsageError if there is no such block, or it is not a notification block.
     """
     if slug is not None:
         from prefect.blocks.abstract import NotificationBlock

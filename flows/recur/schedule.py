@@ -86,8 +86,7 @@ class Launch:
 def read_launches() -> dict[str, Launch]:
     """How the audits of prefect.yaml are started, by deployment name.
 
-    Raises:
-        UsageError: if Prefect cannot read the file.
+    Raises a UsageError if Prefect cannot read the file.
     """
     from ruamel.yaml import YAML
 
@@ -114,8 +113,7 @@ def _launch(document: Any, data: Any) -> Launch:
 def read_entries() -> list[Entry]:
     """The deployments of prefect.yaml that run audits, in its order; none if there is no such file.
 
-    Raises:
-        UsageError: if Prefect cannot read the file, or its entries use different work pools.
+    Raises a UsageError if Prefect cannot read the file, or its entries use different work pools.
     """
     entries = [_entry(data, audit) for data in _read()["deployments"] if (audit := _audit_of(data)) is not None]
     if len(pools := sorted({entry.pool for entry in entries})) > 1:
@@ -131,8 +129,7 @@ def work_pool(entries: Sequence[Entry]) -> str:
 def public_url() -> str | None:
     """Where other machines reach the review pages: `public_url` of the file, None if it has none.
 
-    Raises:
-        UsageError: if it is not the address of a host, with or without a port.
+    Raises a UsageError if it is not the address of a host, with or without a port.
     """
     given = _read().get("public_url")
     if given is None:

@@ -108,8 +108,7 @@ def duration(seconds: float) -> str:
 def estimate_cost(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
     """Estimate the cost of running these audits now.
 
-    Raises:
-        UsageError: if a search is to be divided into more shares than its items or probes allow.
+    Raises a UsageError if a search is to be divided into more shares than its items or probes allow.
     """
     timings, reference = read_took(), read_reference()
     pace = _pace(timings, reference)

@@ -210,10 +210,8 @@ class OwnServer:
     def served(self) -> Iterator[None]:
         """Run it in a thread, with web pages and services, and write its record for other commands of the workspace.
 
-        `faded serve` is a client of its own server: another process would take Prefect's memory a second time.
-
-        Raises:
-            InfrastructureError: if it does not start.
+        `faded serve` is a client of its own server: another process would take Prefect's memory a second time. Raises
+        an InfrastructureError if it does not start.
         """
         _make_folders()
         with _log().open("a") as log:

@@ -89,10 +89,7 @@ _Found = tuple[RevisionResult, Mapping[str, Any]]
 def read_history(params: Params, audit: str, last: int) -> History:
     """Read the last results of an audit; the newest is the one that `read_verdict` returns.
 
-    For the drift a year of weekly results counts, however many are returned.
-
-    Raises:
-        UsageError: if `last` is below 1.
+    For the drift a year of weekly results counts, however many are returned. Raises a UsageError if `last` is below 1.
     """
     if last < 1:
         raise UsageError(f"--last {last}: expected 1 or more results")

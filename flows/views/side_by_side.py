@@ -95,8 +95,7 @@ class SideBySide:
 def chosen_results(words: Sequence[str], audits: Collection[str], default: str) -> list[tuple[str, str]]:
     """The requested results as (revision, audit): every named audit in every named revision.
 
-    Raises:
-        UsageError: if a word is neither, or only one result is requested.
+    Raises a UsageError if a word is neither, or only one result is requested.
     """
     revisions = [word for word in words if word not in audits]
     for word in revisions:
@@ -116,9 +115,8 @@ def chosen_results(words: Sequence[str], audits: Collection[str], default: str) 
 def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
     """Read results, given as (revision, audit), and put them side by side.
 
-    Raises:
-        UsageError: if one of them is missing, or this version cannot read it; or if two revisions of one audit differ
-            in more than the model.
+    Raises a UsageError if one of them is missing, or this version cannot read it; or if two revisions of one audit
+    differ in more than the model.
     """
     revisions, audits = ({pair[k] for pair in results} for k in (0, 1))
 

@@ -53,8 +53,7 @@ _COMMENT_AT = 58  # column of comments, unless the line is longer
 def check_folder(folder: Path) -> None:
     """Refuse what `write_workspace` refuses, before anything is written.
 
-    Raises:
-        UsageError: if the folder has the user's own pipeline, or git ignores its data.
+    Raises a UsageError if the folder has the user's own pipeline, or git ignores its data.
     """
     if not folder.is_dir() or (has_pipeline(folder) and not is_own(folder)):
         return
@@ -66,10 +65,8 @@ def write_workspace(folder: Path) -> list[Path]:
     """Make a folder of a git repository a custom workspace without audits so far; return what was written.
 
     dvc.yaml makes it a workspace, so it is written last: a kill leaves nothing that DVC reads, and a new call resumes.
-    A clone of Faded's repository is left unchanged, and so are other pipelines of the repository.
-
-    Raises:
-        UsageError: if it is not in a git repository, has the user's own pipeline, or git ignores its data.
+    A clone of Faded's repository is left unchanged, and so are other pipelines of the repository. Raises a UsageError
+    if it is not in a git repository, has the user's own pipeline, or git ignores its data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     root = git_root(folder.resolve())
@@ -261,8 +258,7 @@ def _flow(value: Any) -> Any:
 def with_draft(text: str, draft: AuditDraft) -> str:
     """The text of params.yaml with an audit and its repair, in place of those of that name; other lines stay.
 
-    Raises:
-        UsageError: if the file's layout does not allow this.
+    Raises a UsageError if the file's layout does not allow this.
     """
     expected, after, lines = yaml.safe_load(text) or {}, text, draft.text()
     for key, block in (("audits", draft.audit), ("repairs", draft.repair)):

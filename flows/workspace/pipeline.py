@@ -138,8 +138,7 @@ def remove_path(path: Path) -> None:
 def text_of(path: Path) -> str:
     """The text of a file, "" if it is missing; any bytes survive reading and writing with `replace_file`.
 
-    Raises:
-        UsageError: if it is not a file, or not readable.
+    Raises a UsageError if it is not a file, or not readable.
     """
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape")

@@ -260,8 +260,7 @@ class ConceptSpace:
     def neutral_region(self) -> Region:
         """Return the region of the neutral cell alone.
 
-        Raises:
-            UsageError: when some concepts have no neutral level; the message names them.
+        Raises a UsageError when some concepts have no neutral level; the message names them.
         """
         if self.neutral is None:
             without = [c.name for c in self.concepts if c.neutral not in c.levels]
@@ -332,8 +331,7 @@ class Region:
     def contains(self, space: ConceptSpace, cells: np.ndarray, attributes: pd.DataFrame | None = None) -> np.ndarray:
         """Which probes are in the region, by their cells (n, d) and the attributes of their items (n rows): (n,) bool.
 
-        Raises:
-            ValueError: when the region covers only some items and `attributes` is None.
+        Raises a ValueError when the region covers only some items and `attributes` is None.
         """
         if self.items and attributes is None:
             raise ValueError(f"the region is about items by {', '.join(self.items)}: expected their attributes")

@@ -41,8 +41,7 @@ def stage_dir(audit: str, stage: str) -> Path:
 def local_file(inputs: Path, name: str, where: str) -> Path:
     """Return a user's file in data/<audit>/inputs, the only folder whose changes make stages stale.
 
-    Raises:
-        UsageError: if the path leaves the folder or does not exist.
+    Raises a UsageError if the path leaves the folder or does not exist.
     """
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise UsageError(
@@ -151,8 +150,7 @@ def replace_file(path: Path, data: bytes | str, mode: int | None = None) -> None
 def new_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a whole file that survives a crash of the machine, without ever replacing another.
 
-    Raises:
-        FileExistsError: if the file exists already.
+    Raises a FileExistsError if the file exists already.
     """
     with _written(path, data, mode, durable=True) as partial:
         os.link(partial, path)

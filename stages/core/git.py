@@ -36,8 +36,7 @@ def file_at(revision: str, path: Path) -> bytes | None:
 def git_root(folder: Path) -> Path:
     """Return the root of the git repository that contains a folder.
 
-    Raises:
-        UsageError: if the folder is in no repository, or git is not installed.
+    Raises a UsageError if the folder is in no repository, or git is not installed.
     """
     if shutil.which("git") is None:
         raise UsageError("git is not installed: an audit's parameters and decisions are kept in a git repository")

@@ -31,8 +31,7 @@ _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.c
 def cores() -> int:
     """Return the CPU cores this process may use, by its affinity, its container's quota, and `LOKY_MAX_CPU_COUNT`.
 
-    Raises:
-        UsageError: if `LOKY_MAX_CPU_COUNT` is not a number.
+    Raises a UsageError if `LOKY_MAX_CPU_COUNT` is not a number.
     """
     import loky
 

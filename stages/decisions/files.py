@@ -86,8 +86,7 @@ class Standing:
 def listed_keys(params: Params, audit: str) -> Mapping[str, str]:
     """Return the public keys of an audit's reviewers by name; empty if names are not verified.
 
-    Raises:
-        UsageError: if params.yaml lists an invalid key, or names that cannot be distinguished.
+    Raises a UsageError if params.yaml lists an invalid key, or names that cannot be distinguished.
     """
     keys = params.repairs[audit].feedback.keys if audit in params.repairs else {}
     check_keys(keys)
@@ -252,8 +251,7 @@ def decisions_lock(audit: str) -> Iterator[None]:
 def standing(params: Params, audit: str) -> Standing:
     """Return the decisions on the audit's current landscape.
 
-    Raises:
-        UsageError: if a file is not a decision, is for another landscape than its name, or the chain is broken.
+    Raises a UsageError if a file is not a decision, is for another landscape than its name, or the chain is broken.
     """
     present = landscape_hash(audit)
     chain = read_chain(audit)
@@ -320,8 +318,7 @@ def invalid_decisions(
 def read_chain(audit: str) -> list[DecisionFile]:
     """Read all decisions of an audit, each after those it follows.
 
-    Raises:
-        UsageError: if a file is not a decision, or one that another follows was changed or is missing.
+    Raises a UsageError if a file is not a decision, or one that another follows was changed or is missing.
     """
     return order_chain([_read(path) for path in sorted(decisions_dir(audit).glob("*.yaml"))])
 
@@ -352,8 +349,7 @@ def _read(path: Path) -> DecisionFile:
 def read_draft(path: Path) -> Decision:
     """Read a decision written by hand: without time, tool and chain, which are added when it is recorded.
 
-    Raises:
-        UsageError: if it is not a valid decision.
+    Raises a UsageError if it is not a valid decision.
     """
     return parse_decision(_bytes_of(path), path, Decision)
 
@@ -381,8 +377,7 @@ class _WithoutAliases(Composer):
 def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
     """Read the bytes of a decision file; `path` is for messages.
 
-    Raises:
-        UsageError: if they are not a valid decision.
+    Raises a UsageError if they are not a valid decision.
     """
     yaml = YAML(typ="safe", pure=True)  # the parser in C, if it is installed, would go past the composer
     yaml.Composer = _WithoutAliases
@@ -412,8 +407,7 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
 def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None:
     """Check that a decision is about the current landscape, and decides on each of its modes.
 
-    Raises:
-        UsageError: if it does not; `path` is its file, if it has one.
+    Raises a UsageError if it does not; `path` is its file, if it has one.
     """
     present = landscape_hash(audit)
     where = str(path or decisions_dir(audit) / f"{decision.landscape}.yaml")
@@ -439,8 +433,7 @@ def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None
 def check_said(decision: Decision) -> None:
     """Check that an approving reviewer gave a reason for each mode to repair or accept.
 
-    Raises:
-        UsageError: if a reason is missing.
+    Raises a UsageError if a reason is missing.
     """
     silent = [
         f"{mode.action} {mode.id}" for mode in decision.modes if mode.action != "ignore" and not mode.reason.strip()

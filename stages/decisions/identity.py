@@ -125,8 +125,7 @@ def public_line(key: Any) -> str:
 def read_public(text: str) -> str:
     """Read a public key as one line, from that line or from PEM.
 
-    Raises:
-        UsageError: if it is not a public Ed25519 key.
+    Raises a UsageError if it is not a public Ed25519 key.
     """
     return public_line(_load(text))
 
@@ -159,8 +158,7 @@ def key_id_of(line: str) -> str:
 def check_keys(keys: Mapping[str, str]) -> None:
     """Check that listed keys are valid, distinct, and under names that can be distinguished.
 
-    Raises:
-        UsageError: if they are not.
+    Raises a UsageError if they are not.
     """
     before: list[str] = []
     for name, line in keys.items():

@@ -61,9 +61,8 @@ _PLAIN = {c: plain for plain, alike in _LOOKS_LIKE.items() for c in alike} | {"I
 def clean_name(text: str) -> str:
     """Normalise a reviewer's name for the record: NFKC, with single spaces.
 
-    Raises:
-        UsageError: if it is empty, too long or without a letter or digit, has an invisible character, or mixes scripts
-            within a word; the message names the character.
+    Raises a UsageError if it is empty, too long or without a letter or digit, has an invisible character, or mixes
+    scripts within a word; the message names the character.
     """
     name = " ".join(unicodedata.normalize("NFKC", text.strip()).split(" ")).strip()
     for c in (*text.strip(), *name):

@@ -363,8 +363,7 @@ KINDS: tuple[type[Policy], ...] = (FactoredPolicy, ValuePolicy, AutoregressivePo
 def load_policy(folder: Path) -> Policy | None:
     """Read a policy written by `save_policy`; None if the explorer learnt none.
 
-    Raises:
-        UsageError: if the folder contains no readable policy.
+    Raises a UsageError if the folder contains no readable policy.
     """
     try:
         description = json.loads((folder / "policy.json").read_text())

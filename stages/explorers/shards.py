@@ -177,8 +177,7 @@ def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[st
 def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: ConceptSpace) -> list[ShareResult]:
     """Read the declared shares, and ignore any others in the folder.
 
-    Raises:
-        UsageError: if a share is missing, of another search, of another machine than others, or in a wrong place.
+    Raises a UsageError if a share is missing, of another search, of another machine than others, or in a wrong place.
     """
     parts = [_read(folder, part, expected, space) for part in range(1, shards + 1)]
     alike: dict[str, list[int]] = {}
@@ -245,10 +244,8 @@ def merge_shares(parts: Sequence[ShareResult], space: ConceptSpace) -> SearchRes
     """Merge shares as if one search had made all probes; the result does not depend on their order.
 
     A probe counts once per role, as in an undivided search, although shares with separate items never make the same
-    one. The policies of the shares are kept: the result is their mixture.
-
-    Raises:
-        UsageError: if two shares answer the same probe differently.
+    one. The policies of the shares are kept: the result is their mixture. Raises a UsageError if two shares answer the
+    same probe differently.
     """
     parts = sorted(parts, key=lambda part: part.part)
     probes = pd.concat([part.probes for part in parts], ignore_index=True)

@@ -195,10 +195,8 @@ def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> BiasCompar
 
     A change is the total variation after minus before. Its two-sample permutation test pools the pictures of both
     models and draws as many as the model after has. Models that use the same seeds are more alike than independent
-    samples, so the test is conservative.
-
-    Raises:
-        UsageError: if the models' tallies differ in subjects, attributes or guidance.
+    samples, so the test is conservative. Raises a UsageError if the models' tallies differ in subjects, attributes or
+    guidance.
     """
     before = models["before"]
     if not before:

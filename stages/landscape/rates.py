@@ -191,8 +191,7 @@ def draw_uses(space: ConceptSpace, control: pd.DataFrame, n: int, seed: int) -> 
 def read_spot_check(config: SpotCheckConfig, where: str) -> pd.DataFrame:
     """Read the verdicts that the block `where`, an audit's `summarize.spot_check`, names.
 
-    Raises:
-        UsageError: if the file is missing or changed, or as for `parse_spot_check`.
+    Raises a UsageError if the file is missing or changed, or as for `parse_spot_check`.
     """
     path = Path(config.file)
     return parse_spot_check(read_named(path, config.sha256, where), path)
@@ -206,8 +205,7 @@ def behind_apostrophe(text: str) -> str:
 def parse_spot_check(data: bytes, path: Path) -> pd.DataFrame:
     """Parse verdicts, read from `path`: one row per probe, with `fails` as bool and `cell` as level indices.
 
-    Raises:
-        UsageError: if it is not such a table, or a row has no verdict.
+    Raises a UsageError if it is not such a table, or a row has no verdict.
     """
     try:
         table = pd.read_csv(BytesIO(data), dtype=str, keep_default_na=False)

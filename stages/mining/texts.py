@@ -143,8 +143,7 @@ class TextProber:
 def texts_of(task: type[Task], name: str) -> MinedTexts:
     """Return what a kind of task says about its texts.
 
-    Raises:
-        UsageError: if it has no texts to mine, or libraries are missing.
+    Raises a UsageError if it has no texts to mine, or libraries are missing.
     """
     form: type[MinedTexts] | None = part_of(task, "mining")
     if form is None:

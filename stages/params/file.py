@@ -128,8 +128,7 @@ class Params(Strict):
     def check_slices(self, name: str, attributes: Iterable[Any]) -> None:
         """Check that the gates of an audit and of its repair only name attributes of its items.
 
-        Raises:
-            UsageError: with one line for each unknown attribute.
+        Raises a UsageError with one line for each unknown attribute.
         """
         audit, repair, known = self.audit(name), self.repairs.get(name), list(attributes)
         errors = unknown_attributes(audit.gates.slices if audit.gates else (), known, f"audits.{name}.gates.slices")
@@ -147,8 +146,7 @@ class Params(Strict):
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check params.yaml.
 
-    Raises:
-        UsageError: with one line per error: its place, what was found and what was expected.
+    Raises a UsageError with one line per error: its place, what was found and what was expected.
     """
     try:
         data = read_bytes(path)

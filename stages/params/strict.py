@@ -278,8 +278,7 @@ def errors_in(name: str, lines: Sequence[str]) -> UsageError:
 def refuse_old_keys(block: Any, old_keys: Mapping[str, str]) -> Any:
     """Return the block if it has none of the keys of older versions.
 
-    Raises:
-        ValueError: with the old keys, and what became of them.
+    Raises a ValueError with the old keys, and what became of them.
     """
     found = [f"{key} {advice}" for key, advice in old_keys.items() if _has_key(block, key.split("."))]
     if found:

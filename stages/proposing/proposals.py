@@ -221,8 +221,7 @@ def _part(picture: bytes) -> dict[str, Any]:
 def _read(text: str, most: int) -> tuple[list[ProposedConcept], list[Outcome]]:
     """Return the valid proposals of an answer, and the other entries with reasons.
 
-    Raises:
-        ValueError: if there is no list of proposals, or none of its entries is valid.
+    Raises a ValueError if there is no list of proposals, or none of its entries is valid.
     """
     start = re.search(r'\{\s*"proposals"', text)  # models may think aloud before it
     try:

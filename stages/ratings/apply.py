@@ -115,8 +115,7 @@ def scores(badness: np.ndarray, target: Target) -> np.ndarray:
 def read_ratings(name: str, audit: AuditConfig) -> Ratings:
     """Read and check the file that an audit's `discrepancy.ratings` names.
 
-    Raises:
-        UsageError: if it is missing, changed, of another scale, or of a target that does not fit the bound.
+    Raises a UsageError if it is missing, changed, of another scale, or of a target that does not fit the bound.
     """
     config = audit.ratings
     assert config is not None
@@ -137,8 +136,7 @@ def read_ratings(name: str, audit: AuditConfig) -> Ratings:
 def parse_ratings(data: bytes, path: Path) -> Ratings:
     """Read the bytes of a ratings file; `path` is for messages.
 
-    Raises:
-        UsageError: if they are not a valid ratings file.
+    Raises a UsageError if they are not a valid ratings file.
     """
     content = {key: value for key, value in parse_json(data, str(path)).items() if key != "schema"}
     return checked(Ratings, content, str(path))

@@ -56,8 +56,7 @@ class RatedScores:
 def gather(params: Params, audit: str, target: Target) -> RatedScores:
     """Collect the scores in an audit's decisions, including rejections but not revised decisions.
 
-    Raises:
-        UsageError: if a decision cannot be read, or was changed.
+    Raises a UsageError if a decision cannot be read, or was changed.
     """
     scale, scored, used, others = scale_of(params.audit(audit)), [], [], 0
     for kept in valid_decisions(read_chain(audit), listed_keys(params, audit), audit):

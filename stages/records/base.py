@@ -89,8 +89,7 @@ class JsonRecord(Record):
     def parse(cls, data: bytes, where: str) -> Self:
         """Read the bytes of a file; `where` is its name for messages.
 
-        Raises:
-            UsageError: if they are not JSON, of another schema, or not such a record.
+        Raises a UsageError if they are not JSON, of another schema, or not such a record.
         """
         return cls.from_json({key: value for key, value in parse_json(data, where).items() if key != "schema"}, where)
 

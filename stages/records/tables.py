@@ -143,8 +143,7 @@ def write_exhibits(path: Path, shown: Mapping[str, Sequence[ShownExample]]) -> N
 def read_exhibits(data: bytes | Path, where: str) -> dict[str, list[ShownExample]]:
     """Read a file written by `write_exhibits`: examples by mode, failing ones first.
 
-    Raises:
-        UsageError: if it is missing or not such a file.
+    Raises a UsageError if it is missing or not such a file.
     """
     shown: dict[str, list[ShownExample]] = {}
     for row in read_parquet(data, where, _SHOWN).to_dict("records"):

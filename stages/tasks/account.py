@@ -198,8 +198,7 @@ class Account:
     def check(self, name: str, price: Price | None, max_cost: float | None) -> None:
         """Raise an error if the budget is spent.
 
-        Raises:
-            UsageError: if `max_cost` is reached, or if that is unknown because token counts are missing.
+        Raises a UsageError if `max_cost` is reached, or if that is unknown because token counts are missing.
         """
         if price is None or max_cost is None:
             return

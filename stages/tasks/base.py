@@ -134,8 +134,7 @@ class LoadedTask(ABC):
     def kinds(self) -> Kinds | None:
         """Kinds of the discover items; None if `clusters` is 0.
 
-        Raises:
-            UsageError: if the items do not differ enough.
+        Raises a UsageError if the items do not differ enough.
         """
         if self.clusters and self._kinds is None:
             ids = self.items.ids("discover")
@@ -242,8 +241,7 @@ class LoadedTask(ABC):
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """Fine-tune a copy on items of the split repair and write a model that `load` reads.
 
-        Raises:
-            UsageError: if the plan cannot be carried out.
+        Raises a UsageError if the plan cannot be carried out.
         """
         raise UsageError(f"restructure: {type(self).__name__} has no repair")
 
@@ -502,8 +500,7 @@ def known_attributes(task: LoadedTask, item_ids: Sequence[str]) -> pd.DataFrame:
 def own_attributes(task: LoadedTask, item_ids: Sequence[str]) -> pd.DataFrame:
     """Return the task's own attributes of n items, checked, see `LoadedTask.attributes`.
 
-    Raises:
-        UsageError: if a user's task returns an invalid table.
+    Raises a UsageError if a user's task returns an invalid table.
     """
     name = type(task.automatic_task).__name__
     return check_attributes(task.attributes(item_ids), len(item_ids), task.concepts.names, name)

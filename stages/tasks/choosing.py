@@ -116,8 +116,7 @@ class Vocabulary:
     def with_concept(self, draft: Draft, concept: str, levels: Sequence[Level] | Mapping[str, str]) -> Draft:
         """Return the draft with one more proposal: levels, or free texts by name.
 
-        Raises:
-            UsageError: if that is not possible, with the reason.
+        Raises a UsageError if that is not possible, with the reason.
         """
         if concept in draft.concepts:
             raise UsageError("the audit has this concept, or it was proposed before")

@@ -327,8 +327,7 @@ class RepairPlan:
     def regions(self, space: ConceptSpace) -> list[TargetMode]:
         """Return the regions to draw cells from: the targets, or those of the control.
 
-        Raises:
-            UsageError: if there is no target, or the control needs clean inputs and the grid has none.
+        Raises a UsageError if there is no target, or the control needs clean inputs and the grid has none.
         """
         if not self.targets:
             raise UsageError("the plan names no failure mode to repair")

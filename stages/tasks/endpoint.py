@@ -120,8 +120,7 @@ class EndpointConfig(Strict):
     def key(self) -> str:
         """Return the key from the environment, "" if none is sent; only stages that query the model need it.
 
-        Raises:
-            UsageError: if it is not set, or contains characters that a header cannot have.
+        Raises a UsageError if it is not set, or contains characters that a header cannot have.
         """
         if self.key_env is None:
             return ""
@@ -239,9 +238,7 @@ class Endpoint:
     async def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
         """Send one request and end it after `timeout`: the timeout of httpx starts again with every byte received.
 
-        Raises:
-            httpx.TransportError: if there is no complete response in time.
-            UsageError: if the response is larger than `LARGEST`, or cannot be decompressed.
+        Raises a UsageError if the response is larger than `LARGEST`, or cannot be decompressed.
         """
         import httpx
 

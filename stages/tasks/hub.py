@@ -79,8 +79,7 @@ class Repository:
     def found(self, inputs: Path, where: str) -> tuple[Path, str]:
         """Return the folder with the files, under inputs or in the cache, and their origin, for people and the record.
 
-        Raises:
-            UsageError: if they are in neither, with the command that downloads them.
+        Raises a UsageError if they are in neither, with the command that downloads them.
         """
         if (folder := self.local(inputs, where)) is not None:
             return folder, f"the folder {self.name}"
@@ -94,8 +93,7 @@ class Repository:
     def cached(self, inputs: Path, where: str) -> "Snapshot":
         """Find it in the local cache, without network access.
 
-        Raises:
-            UsageError: if it is missing or incomplete, with the command that downloads it.
+        Raises a UsageError if it is missing or incomplete, with the command that downloads it.
         """
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError

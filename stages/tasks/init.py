@@ -276,15 +276,13 @@ class Init(ABC):
     def propose(self, seen: Seen) -> Proposal:
         """Propose an audit, and get answers that only a person can give.
 
-        Raises:
-            UsageError: if an answer is missing or not acceptable.
+        Raises a UsageError if an answer is missing or not acceptable.
         """
 
     def trial(self, context: TaskContext, seen: Seen) -> Trial | None:
         """Query the model on unchanged items, in a temporary workspace; None: there is nothing to show.
 
-        Raises:
-            FadedError: if the model or the data cannot be prepared.
+        Raises a FadedError if the model or the data cannot be prepared.
         """
         return None
 
@@ -292,8 +290,7 @@ class Init(ABC):
 def existing(given: str, option: str) -> Path | None:
     """Return the file or folder of this name; None if it can only be an ID on a hub.
 
-    Raises:
-        UsageError: if it can be neither.
+    Raises a UsageError if it can be neither.
     """
     path = Path(given).expanduser()
     if path.exists():
@@ -333,8 +330,7 @@ def load_data(block: Mapping[str, Any], loaders: Mapping[str, Any], folder: Path
 def first_rows(path: Path, given: str) -> list[dict[str, Any]]:
     """Return the first objects of a file with one per line, to find its fields.
 
-    Raises:
-        UsageError: if there are none.
+    Raises a UsageError if there are none.
     """
     if rows := list(islice(json_lines(path, given), _ROWS)):
         return rows
@@ -355,8 +351,7 @@ def cached(name: str, kind: Literal["model", "dataset"] = "model") -> Path | Non
 def read_config(path: Path, option: str = "--model") -> dict[str, Any]:
     """Read a JSON object that describes a model; {} if there is no such file.
 
-    Raises:
-        UsageError: if it is not valid JSON.
+    Raises a UsageError if it is not valid JSON.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -374,8 +369,7 @@ def read_config(path: Path, option: str = "--model") -> dict[str, Any]:
 def json_lines(path: Path, given: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file with one per line; other lines are left for the loader to report.
 
-    Raises:
-        UsageError: if the file is not UTF-8 text.
+    Raises a UsageError if the file is not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8") as lines:
@@ -393,8 +387,7 @@ def json_lines(path: Path, given: str) -> Iterator[dict[str, Any]]:
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors in a .safetensors file by name; only its header is read.
 
-    Raises:
-        UsageError: if it cannot be read.
+    Raises a UsageError if it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 

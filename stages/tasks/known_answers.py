@@ -46,8 +46,7 @@ def keep_answers(endpoint: Endpoint, inputs: Sequence[Mapping[str, Any]], folder
 def check_answers(endpoint: Endpoint, folder: Path) -> None:
     """Repeat the queries of `keep_answers`, unless the model is declared as not deterministic.
 
-    Raises:
-        UsageError: if the answers or the address in params.yaml differ from those of the prepared model.
+    Raises a UsageError if the answers or the address in params.yaml differ from those of the prepared model.
     """
     kept, config = read_json(folder / ANSWERS), endpoint.config
     if (kept["endpoint"], kept["headers"]) != (config.endpoint, config.headers):

@@ -137,10 +137,8 @@ def load_learner(name: str, audit: AuditConfig, prepared: Path, held_out: float,
 def task_class(name: str, audit: AuditConfig) -> type[Task]:
     """Import the class named by `task:`: a module and its class, or the name of an entry point.
 
-    A prefix may name what applies the audit's concepts (`stages.concepts.grids.APPLIED_BY`).
-
-    Raises:
-        UsageError: if it cannot be imported, or is not a task.
+    A prefix may name what applies the audit's concepts (`stages.concepts.grids.APPLIED_BY`). Raises a UsageError if it
+    cannot be imported, or is not a task.
     """
     from stages.tasks.base import Task
 

@@ -179,8 +179,7 @@ class ChatEndpoint(Endpoint):
     def text_of(self, answer: Mapping[str, Any], prepared: str) -> str:
         """Return the text of an answer.
 
-        Raises:
-            UsageError: if the model reports another name than when it was prepared.
+        Raises a UsageError if the model reports another name than when it was prepared.
         """
         today = answer["model"]
         if prepared and today and today != prepared:

@@ -162,8 +162,7 @@ class HubDataSource(Source):
     def folder(self, inputs: Path) -> Path:
         """Return the folder with its files.
 
-        Raises:
-            UsageError: if there are none, with the command that downloads them.
+        Raises a UsageError if there are none, with the command that downloads them.
         """
         return self._repository().found(inputs, _DATASETS)[0]
 

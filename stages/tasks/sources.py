@@ -166,8 +166,7 @@ def missing_splits(context: TaskContext) -> list[str]:
 def package_folder(inputs: Path, package: str, where: str) -> Path:
     """Return the folder of an installed package that only contains files; it is not imported, so no code of it runs.
 
-    Raises:
-        UsageError: if it is not installed, with the command that installs it.
+    Raises a UsageError if it is not installed, with the command that installs it.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

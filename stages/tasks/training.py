@@ -370,8 +370,7 @@ def compare_in_fresh_process(
 def compare_answers(what: str, found: Tensor, known: Mapping[str, Tensor]) -> None:
     """Compare answers read back with those `before` and `after` the repair.
 
-    Raises:
-        BugError: if they differ from `after` by more than a small part of what the repair changed.
+    Raises a BugError if they differ from `after` by more than a small part of what the repair changed.
     """
     before, after = known["before"].float(), known["after"].float()
     changed, off = float((after - before).norm()), float((found.float() - after).norm())

@@ -209,8 +209,7 @@ class Reader(ABC):
     def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
         """Measure production inputs, `MOST` of them at most, drawn at random.
 
-        Raises:
-            UsageError: if they cannot be read.
+        Raises a UsageError if they cannot be read.
         """
 
     def measured_by(self) -> Mapping[str, Sequence[str]]:
@@ -220,8 +219,7 @@ class Reader(ABC):
     def estimate(self, path: Path, seed: int) -> tuple[list[Shares], int]:
         """Return how common the levels of concepts are in production, and the number of inputs.
 
-        Raises:
-            UsageError: if no concept can be measured, or the inputs cannot be read or are too few.
+        Raises a UsageError if no concept can be measured, or the inputs cannot be read or are too few.
         """
         shown, space = self.measured_by(), self.task.concepts
         if not shown:
@@ -325,8 +323,7 @@ def read_texts(path: Path, column: str | None, known: Sequence[str], left_out: l
 def read_table_file(path: Path) -> pd.DataFrame:
     """Read a .csv, .tsv, .parquet, .json or .jsonl file.
 
-    Raises:
-        UsageError: if there is no such file, or it is not such a table.
+    Raises a UsageError if there is no such file, or it is not such a table.
     """
     tabbed = partial(pd.read_csv, sep="\t")
     readers = {".csv": pd.read_csv, ".tsv": tabbed, ".parquet": pd.read_parquet, ".json": _json, ".jsonl": _json}

@@ -50,10 +50,7 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
     """Push a stage's inputs to the remote, and describe everything else that a worker needs.
 
     Everything the stage depends on is up to date in this workspace. None if this clone already has the outputs, so that
-    DVC has nothing to execute here.
-
-    Raises:
-        InfrastructureError: if the remote fails, or an input is missing.
+    DVC has nothing to execute here. Raises an InfrastructureError if the remote fails, or an input is missing.
     """
     from dvc.repo import lock_repo
 
@@ -87,9 +84,8 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
 def take_back(shipment: Shipment, made: ShipmentResult) -> None:
     """Bring a worker's outputs into this workspace, as if the stage had run here.
 
-    Raises:
-        InfrastructureError: if they were made from other inputs than were sent, are not in the remote, or the workspace
-            changed meanwhile.
+    Raises an InfrastructureError if they were made from other inputs than were sent, are not in the remote, or the
+    workspace changed meanwhile.
     """
     from dvc.repo import lock_repo
     from dvc.stage.loader import StageLoader

@@ -85,8 +85,7 @@ class Store:
     def push(self, entries: Sequence[Entry]) -> None:
         """Push outputs that the remote lacks.
 
-        Raises:
-            InfrastructureError: if one is neither here nor there, or the remote does not accept it.
+        Raises an InfrastructureError if one is neither here nor there, or the remote does not accept it.
         """
         outputs = self.outputs(entries)
         refill(outputs)  # a metric may have come through git, another output from the user's `dvc repro --no-commit`

@@ -63,9 +63,8 @@ def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, 
 def find_clone(shipment: Shipment) -> Path:
     """The clone of this worker.
 
-    Raises:
-        UsageError: if there is none at the given path, or it is not the same folder as the driver's workspace: the
-            shipment would overwrite another workspace's params.yaml and dvc.yaml.
+    Raises a UsageError if there is none at the given path, or it is not the same folder as the driver's workspace: the
+    shipment would overwrite another workspace's params.yaml and dvc.yaml.
     """
     told = os.environ.get(WORKSPACE)
     workspace = Path(told or shipment.workspace).expanduser().absolute()

@@ -141,8 +141,7 @@ def chosen_runner(params: Params, told: str | None) -> RunnerConfig:
 def check_stages(params: Params, audits: Iterable[str], config: RunnerConfig) -> None:
     """Refuse what a stage would refuse later, by params.yaml and the GPUs of the chosen runner.
 
-    Raises:
-        UsageError: with one line per error.
+    Raises a UsageError with one line per error.
     """
     from stages.check import check_audits  # imports the tasks' libraries
 
@@ -194,8 +193,7 @@ def reach(kind: str, address: str) -> None:
 def gpus_here(config: RunnerConfig, most: int) -> list[str]:
     """Ids of this machine's GPUs for a cluster that is started here.
 
-    Raises:
-        UsageError: if they are fewer than a stage requests.
+    Raises a UsageError if they are fewer than a stage requests.
     """
     ids = visible_gpus(config.gpus) if most or config.gpus else []
     if most > len(ids):

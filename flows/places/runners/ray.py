@@ -40,8 +40,7 @@ class _Head:
     def check(self, job: Job) -> None:
         """Check that it responds, at most every two seconds for all stages together.
 
-        Raises:
-            InfrastructureError: if it did not respond several times in a row.
+        Raises an InfrastructureError if it did not respond several times in a row.
         """
         with self._looking:
             if time.monotonic() - self._looked > _LOOK:

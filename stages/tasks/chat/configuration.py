@@ -144,8 +144,7 @@ def save_configuration(configuration: Configuration, folder: Path) -> None:
 def read_configuration(folder: Path, base: str) -> Configuration:
     """Read configuration.json and check that it was made for the model with the content hash `base`.
 
-    Raises:
-        UsageError: when it is missing, not valid, or was made for another model.
+    Raises a UsageError when it is missing, not valid, or was made for another model.
     """
     path = folder / CONFIGURATION
     raw = read_json(path)

@@ -91,8 +91,7 @@ class QuestionSource(Source):
     def load(self, inputs: Path) -> tuple[list[Question], list[dict[str, str]]]:
         """Return the usable questions, and what was left out as {file, reason}.
 
-        Raises:
-            UsageError: when there are none, or more were left out than `max_excluded` allows.
+        Raises a UsageError when there are none, or more were left out than `max_excluded` allows.
         """
         articles = self._articles(inputs)
         questions: list[Question] = []
@@ -157,8 +156,7 @@ def _is_text(found: Any) -> bool:
 def _texts(found: Any) -> tuple[str, ...]:
     """Convert answers as data sets store them: text, list of texts, or {"text": [...]} as in SQuAD; numbers are texts.
 
-    Raises:
-        ValueError: when it is none of these.
+    Raises a ValueError when it is none of these.
     """
     found = found.get("text") if isinstance(found, dict) else found
     given = [] if found is None else list(found) if isinstance(found, list | tuple | np.ndarray) else [found]

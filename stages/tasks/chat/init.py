@@ -115,8 +115,7 @@ class QuestionsInit(Init):
 def _models_at(config: ChatConfig) -> tuple[list[str], str]:
     """Return the names of the models that a server lists, and why there are none.
 
-    Raises:
-        UsageError: if it cannot be reached, or refuses the key.
+    Raises a UsageError if it cannot be reached, or refuses the key.
     """
     import httpx
 

@@ -76,8 +76,7 @@ def pattern_error(pattern: str) -> str:
 def matches(pattern: str, output: str) -> bool:
     """Whether a regular expression is found in an output.
 
-    Raises:
-        UsageError: when the search takes longer than LONGEST, because results would then depend on the machine.
+    Raises a UsageError when the search takes longer than LONGEST, because results would then depend on the machine.
     """
     import regex
 

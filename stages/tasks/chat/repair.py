@@ -75,8 +75,7 @@ class Selection(NamedTuple):
 def repair(task: ChatProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Choose a configuration and write it with its card and a proxy that applies it.
 
-    Raises:
-        UsageError: when there are no repair items.
+    Raises a UsageError when there are no repair items.
     """
     settings = checked(ChatRepair, plan.settings, "restructure.settings")
     trial = PromptTrial.of(task, plan, settings)

@@ -45,8 +45,7 @@ class BlackBox(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Compute logits (n, classes) of pictures, normalised if the model needs that, on the same device.
 
-        Raises:
-            UsageError: if a score is not a number, or a probability is out of range.
+        Raises a UsageError if a score is not a number, or a probability is out of range.
         """
         scores = self.scores(np.ascontiguousarray(pixels.detach().cpu().numpy())).astype(np.float32)
         if not np.isfinite(scores).all():

@@ -147,8 +147,7 @@ FAMILIES: Mapping[str, Callable[[Form], nn.Module]] = {
 def check_timm(architecture: str) -> None:
     """Check the name of a timm architecture, which may have a tag (resnet50.a1_in1k).
 
-    Raises:
-        UsageError: if timm has no architecture of that name.
+    Raises a UsageError if timm has no architecture of that name.
     """
     import timm
 

@@ -70,8 +70,7 @@ class Classifier(nn.Module):
     def head(self) -> nn.Linear:
         """The last linear layer, which maps features to logits.
 
-        Raises:
-            UsageError: if the network does not end in one.
+        Raises a UsageError if the network does not end in one.
         """
         linear = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
         if not linear or linear[-1].out_features != len(self.form.classes):
@@ -111,8 +110,7 @@ def seeded(seed: int) -> Iterator[None]:
 def fit_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Copy weights into a network that has exactly their names and shapes.
 
-    Raises:
-        UsageError: with the names that are missing, unexpected or of another shape.
+    Raises a UsageError with the names that are missing, unexpected or of another shape.
     """
     own = net.state_dict()
     problems = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
@@ -185,8 +183,7 @@ class ModelSource(Source):
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
         """Make the model for these pictures.
 
-        Raises:
-            UsageError: if it cannot be read, is not a classifier, or does not fit the pictures.
+        Raises a UsageError if it cannot be read, is not a classifier, or does not fit the pictures.
         """
 
 
@@ -259,8 +256,7 @@ def check_channels(mean: PER_CHANNEL, std: POSITIVE, shape: Shape) -> None:
 def weights_file(inputs: Path, name: str, where: str) -> Path:
     """Return the file of weights under data/<audit>/inputs.
 
-    Raises:
-        UsageError: if it does not exist, or its kind is not supported.
+    Raises a UsageError if it does not exist, or its kind is not supported.
     """
     path = local_file(inputs, name, where)
     if not path.is_file() or path.suffix not in WEIGHTS:
@@ -271,8 +267,7 @@ def weights_file(inputs: Path, name: str, where: str) -> Path:
 def read_weights(path: Path, where: str) -> dict[str, Tensor]:
     """Read the tensors of a file by name; of a training script's checkpoint only the weights.
 
-    Raises:
-        UsageError: if it contains anything else.
+    Raises a UsageError if it contains anything else.
     """
     if path.suffix == ".safetensors":
         try:

@@ -358,8 +358,7 @@ def _details(part: Any, read: Sequence[str]) -> list[dict[str, Any]]:
 def _row(row: Any) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the fields of a list's row that are read, and the attributes of the picture.
 
-    Raises:
-        ValueError: if it is not a picture with its label.
+    Raises a ValueError if it is not a picture with its label.
     """
     if isinstance(row, ValueError):
         raise ValueError("no JSON")

@@ -135,8 +135,7 @@ class Pictures(Protocol):
     def shape(self, own: Shape | None) -> Shape:
         """Return the shape that a model sees: that of the pictures or of the model, unless the data set another.
 
-        Raises:
-            UsageError: if no shape is known.
+        Raises a UsageError if no shape is known.
         """
         ...
 
@@ -229,8 +228,7 @@ class Pool:
     def targets(self, classes: Sequence[str]) -> np.ndarray:
         """Return the class indices of all pictures: (n,) int64.
 
-        Raises:
-            UsageError: with the labels that are not among the classes.
+        Raises a UsageError with the labels that are not among the classes.
         """
         if self.labels.dtype.kind in "iu":
             if self.labels.min() < 0 or self.labels.max() >= len(classes):
@@ -296,8 +294,7 @@ def _unknown_labels(unknown: Sequence[str], classes: Sequence[str]) -> str:
 def tolerate(skipped: Sequence[Mapping[str, str]], total: int, max_corrupt: float) -> None:
     """Check that only few pictures are unreadable.
 
-    Raises:
-        UsageError: if they exceed a share `max_corrupt` of `total`.
+    Raises a UsageError if they exceed a share `max_corrupt` of `total`.
     """
     if len(skipped) > max_corrupt * total:
         named = first_problems([f"{s['file']} ({s['reason']})" for s in skipped], NAMED)

@@ -77,8 +77,7 @@ class FolderModel(Normalised):
     def folder(self, inputs: Path) -> tuple[Path, str]:
         """Return the folder of the model and its origin, for people.
 
-        Raises:
-            UsageError: if it is neither under inputs nor in the cache, or lacks its configuration or safe weights.
+        Raises a UsageError if it is neither under inputs nor in the cache, or lacks its configuration or safe weights.
         """
         if (local := self._local(inputs)) is not None:
             return local, f"the folder {local.relative_to(inputs)}, content {content_hash(sorted(local.iterdir()))}"

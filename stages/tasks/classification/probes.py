@@ -123,8 +123,7 @@ class ClassifierProbes(Task):
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
         """See Task: writes model/ and items.parquet, returns items and clean accuracy per split.
 
-        Raises:
-            UsageError: when data or weights are missing, corrupt or do not fit each other.
+        Raises a UsageError when data or weights are missing, corrupt or do not fit each other.
         """
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
@@ -270,10 +269,7 @@ class ClassifierProbes(Task):
     def _of_other_labels(self, item_ids: Sequence[str]) -> list[str]:
         """Return for each of n items one of the same split with another label, which the reference reads unchanged.
 
-        The choice depends only on the item.
-
-        Raises:
-            UsageError: if the split has none.
+        The choice depends only on the item. Raises a UsageError if the split has none.
         """
         table, others = self.items.table, []
         ids, splits, labels = (table[column].to_numpy() for column in ("id", "split", "label"))

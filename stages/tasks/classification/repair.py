@@ -47,8 +47,7 @@ LOOKED_AT = 2000  # pairs from the targets that are evaluated before and after
 def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Fine-tune a copy of the task's model and write it with its card; see the module for the methods.
 
-    Raises:
-        UsageError: if the settings are wrong, or there is nothing to repair or to learn from.
+    Raises a UsageError if the settings are wrong, or there is nothing to repair or to learn from.
     """
     settings = checked(RepairSettings, plan.settings, "restructure.settings")
     items = task.items.ids("repair")

@@ -26,10 +26,8 @@ Measure = Callable[[Any, str], float]
 def call_model(model: Callable[..., Any], batch: Any) -> Any:
     """Return the model's answers to a batch, as a numpy array whose first axis is the batch; see `read` for dicts.
 
-    A torch module is run on its own device, in evaluation mode and without gradients.
-
-    Raises:
-        UsageError: if there is not one answer per item, or a torch module does not take the batch.
+    A torch module is run on its own device, in evaluation mode and without gradients. Raises a UsageError if there is
+    not one answer per item, or a torch module does not take the batch.
     """
     answers = _of_module(model, batch) if hasattr(model, "parameters") else model(batch)
     answers = getattr(answers, "logits", answers)  # models of transformers
@@ -140,9 +138,7 @@ def answer_kind(answers: np.ndarray | pd.DataFrame) -> str:
     """Return whether answers are labels, scores, probabilities or texts.
 
     Scores by label are probabilities if every item has all of them and they sum to 1; else the highest is its label.
-
-    Raises:
-        UsageError: if they are none of these.
+    Raises a UsageError if they are none of these.
     """
     if isinstance(answers, pd.DataFrame):
         whole = answers.shape[1] > 1 and np.allclose(answers.to_numpy().sum(1), 1, atol=1e-3)
@@ -176,10 +172,8 @@ class AnswerScorer:
     def __call__(self, answers: np.ndarray, expected: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Return (n,) float32 discrepancies, and n answers for people.
 
-        Scores that are not finite are the largest discrepancy, 1.
-
-        Raises:
-            UsageError: if the user's own measure is not finite, or the number of scores is not that of the classes.
+        Scores that are not finite are the largest discrepancy, 1. Raises a UsageError if the user's own measure is not
+        finite, or the number of scores is not that of the classes.
         """
         if self.measure is not None:
             found = [float(self.measure(answer, label)) for answer, label in zip(answers, expected, strict=True)]
@@ -200,8 +194,7 @@ class AnswerScorer:
     def scores(self, answers: np.ndarray | pd.DataFrame) -> np.ndarray:
         """Return scores (n, classes) float64 in the order of the classes.
 
-        Raises:
-            UsageError: if there is not one per class.
+        Raises a UsageError if there is not one per class.
         """
         if isinstance(answers, pd.DataFrame):
             answers = answers.reindex(columns=self.classes).to_numpy()
@@ -244,8 +237,7 @@ class AnswerScorer:
 def check_unchanged(found: np.ndarray | pd.DataFrame) -> None:
     """Refuse a model that has no answer to an unchanged item: NaN, None, or scores that are not finite.
 
-    Raises:
-        UsageError: with the first such item, and what was found.
+    Raises a UsageError with the first such item, and what was found.
     """
     if isinstance(found, pd.DataFrame):
         none = found.isna().all(axis=1).to_numpy()
@@ -271,8 +263,7 @@ def overlap(one: str, other: str) -> float:
 def classes_of(answers: np.ndarray | pd.DataFrame, kind: str, given: Sequence[Any] | None) -> list[str]:
     """Return names of the columns of scores: those given, else the model's, else numbers; empty for other answers.
 
-    Raises:
-        UsageError: if those given do not fit.
+    Raises a UsageError if those given do not fit.
     """
     if kind not in ("scores", "probabilities"):
         if given is not None:
@@ -291,8 +282,7 @@ def classes_of(answers: np.ndarray | pd.DataFrame, kind: str, given: Sequence[An
 def labels_of(expected: Sequence[Any], n: int, classes: Sequence[str]) -> list[str]:
     """Convert what people expect to labels for tables; `expected` may be a tensor.
 
-    Raises:
-        UsageError: if there is not one per item, or one is unknown, or one is not among the classes.
+    Raises a UsageError if there is not one per item, or one is unknown, or one is not among the classes.
     """
     if hasattr(expected, "detach"):
         expected = expected.detach().cpu().numpy()

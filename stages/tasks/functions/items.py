@@ -103,8 +103,7 @@ def read_concepts(
 ) -> tuple[dict[str, list[Level]], dict[str, Concept]]:
     """Return the levels of all concepts, with numbers as floats as in params.yaml, and the user's own concepts.
 
-    Raises:
-        UsageError: if one has neither levels nor a function.
+    Raises a UsageError if one has neither levels nor a function.
     """
     if not isinstance(concepts, Mapping):
         if wrong := [one for one in concepts if not isinstance(one, Concept)]:
@@ -125,8 +124,7 @@ def read_concepts(
 def as_concept(name: str, found: Any, levels: Sequence[Level]) -> Concept:
     """Return a user's own concept with these levels: from `faded.concept`, or a function with a neutral first level.
 
-    Raises:
-        UsageError: if it is neither.
+    Raises a UsageError if it is neither.
     """
     if isinstance(found, Concept) and found.apply is not None:
         return replace(found, name=name, levels=tuple(levels))

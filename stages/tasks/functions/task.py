@@ -186,8 +186,7 @@ class FunctionTask(Task):
 def import_named(target: str, inputs: Path) -> Any:
     """Import package.module:name, from a module in the audit's inputs or an installed one.
 
-    Raises:
-        UsageError: if it cannot be imported.
+    Raises a UsageError if it cannot be imported.
     """
     module, _, name = target.partition(":")
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # compiled files there would be another input

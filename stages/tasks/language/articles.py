@@ -82,8 +82,7 @@ class ArticleSource(Source):
     def load(self, inputs: Path) -> tuple[list[Article], list[dict[str, str]]]:
         """Return the usable articles, trimmed, and what was left out as {file, reason}.
 
-        Raises:
-            UsageError: when there are none, or more were left out than `max_excluded` allows.
+        Raises a UsageError when there are none, or more were left out than `max_excluded` allows.
         """
         articles, skipped = self._select(self.read(inputs))
         check_excluded("articles", len(articles), skipped, self.max_excluded)

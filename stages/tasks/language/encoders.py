@@ -30,8 +30,7 @@ class EncoderSource(Source):
     def folder(self, inputs: Path) -> tuple[Path, str]:
         """Return the encoder's folder, and its origin for people and for the record.
 
-        Raises:
-            UsageError: when something is missing.
+        Raises a UsageError when something is missing.
         """
 
     def errors(self, inputs: Path) -> list[str]:

@@ -137,8 +137,7 @@ class LanguageModel:
     def prompt(self, article: str) -> str:
         """Return the prompt for an article that fits.
 
-        Raises:
-            UsageError: when the model's chat template is missing or refuses these messages.
+        Raises a UsageError when the model's chat template is missing or refuses these messages.
         """
         return render_prompt(self.tokenizer, self.form, article)
 
@@ -310,8 +309,7 @@ def with_normalisations(form: ModelForm) -> Callable[[str], str] | None:
 def render_prompt(tokenizer: Any, form: ModelForm, article: str) -> str:
     """Put an article into the prompt.
 
-    Raises:
-        UsageError: when the model's chat template is missing or refuses these messages.
+    Raises a UsageError when the model's chat template is missing or refuses these messages.
     """
     asked = form.generation
     if form.kind == "seq2seq":
@@ -323,8 +321,7 @@ def render_prompt(tokenizer: Any, form: ModelForm, article: str) -> str:
 def render_chat(tokenizer: Any, system: str, said: str) -> str:
     """Put the user's message, and the system message unless it is empty, into the chat template.
 
-    Raises:
-        UsageError: when the model's chat template is missing or refuses these messages.
+    Raises a UsageError when the model's chat template is missing or refuses these messages.
     """
     if not tokenizer.chat_template:
         raise UsageError(

@@ -247,10 +247,8 @@ def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) ->
     """Read a model folder, or a repair together with the model folder it belongs to.
 
     A repair is a folder whose faded.json names its base. It contains its own weights or an adapter, or normalisations,
-    or both. Adapters are merged into the weights, so that a repaired model answers as quickly as its base.
-
-    Raises:
-        UsageError: when a file is missing or damaged, or the repair was made for another model.
+    or both. Adapters are merged into the weights, so that a repaired model answers as quickly as its base. Raises a
+    UsageError when a file is missing or damaged, or the repair was made for another model.
     """
     form, weights, content = read_folder(folder, base)
     with _readable(str(weights)):

@@ -67,10 +67,8 @@ class NoiseCalibration:
 
         It is the order statistic of split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2021, section
         1): for articles like those of discover, the rate of false alarms is no higher on average. It is at least 0, so
-        that an unchanged summary passes. The absolute measure has its own fixed threshold for every model.
-
-        Raises:
-            UsageError: when there are too few articles for so low a rate, or too many degenerate summaries.
+        that an unchanged summary passes. The absolute measure has its own fixed threshold for every model. Raises a
+        UsageError when there are too few articles for so low a rate, or too many degenerate summaries.
         """
         if weights.keys() == {ABSOLUTE}:
             return support.THRESHOLD

@@ -67,11 +67,9 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepai
     """Choose a summary to learn for every repair item, and for every example people judged.
 
     Summaries are trimmed to whole sentences. Left out are unusable ones, those that fail by the absolute measure if the
-    audit uses it, and those less faithful than `min_faithfulness`; what a person wrote or praised is kept.
-
-    Raises:
-        UsageError: when there are no repair items, no references although they are to be learnt, no summary is left, or
-            with method dpo none to reject.
+    audit uses it, and those less faithful than `min_faithfulness`; what a person wrote or praised is kept. Raises a
+    UsageError when there are no repair items, no references although they are to be learnt, no summary is left, or with
+    method dpo none to reject.
     """
     items = task.items.ids("repair")
     if not items:

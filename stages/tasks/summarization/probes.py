@@ -203,8 +203,7 @@ class SummarizerProbes(JudgedTexts):
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
         """See Task: writes model/ and items.parquet; returns items, clean faithfulness and calibration.
 
-        Raises:
-            UsageError: when data or weights are missing, unreadable or do not fit each other.
+        Raises a UsageError when data or weights are missing, unreadable or do not fit each other.
         """
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)

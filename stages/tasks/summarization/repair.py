@@ -58,8 +58,7 @@ COMPARED = 3  # lessons on which to compare the written model with the one in me
 def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Make a repaired copy of the task's model and write it with its card; see the module for the methods.
 
-    Raises:
-        UsageError: when the settings are wrong, there is nothing to repair or to learn from, or nothing was learnt.
+    Raises a UsageError when the settings are wrong, there is nothing to repair or to learn from, or nothing was learnt.
     """
     settings = checked(SummaryRepair, plan.settings, "restructure.settings")
     plan.regions(task.concepts)
@@ -101,8 +100,7 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
 def move(task: SummarizerProbes, folder: Path, share: float, out_dir: Path) -> None:
     """Write a repaired model moved part of the way; see `Summarization.move`.
 
-    Raises:
-        UsageError: when nothing was trained.
+    Raises a UsageError when nothing was trained.
     """
     base = Path(with_weights(task.summarizer).model.name_or_path)
     if not (folder / ADAPTER).exists():
@@ -117,8 +115,7 @@ def move(task: SummarizerProbes, folder: Path, share: float, out_dir: Path) -> N
 def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair, out_dir: Path) -> dict[str, Any]:
     """Write which changes are undone, and return how often that changes repair articles.
 
-    Raises:
-        UsageError: when it changes no article of any target mode.
+    Raises a UsageError when it changes no article of any target mode.
     """
     undo = normaliser(settings.normalise)
     items = task.items.ids("repair")

@@ -246,8 +246,7 @@ def token_logits(summarizer: LanguageModel, lessons: Sequence[Lesson]) -> Tensor
 def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     """Compare the logits of the model in a folder with the expected ones.
 
-    Raises:
-        BugError: when they differ from those after the repair by more than a small part of what the repair changed.
+    Raises a BugError when they differ from those after the repair by more than a small part of what the repair changed.
     """
     told = json.loads(asked.read_text(encoding="utf-8"))
     compute = Compute(**told["compute"])

@@ -70,8 +70,7 @@ class Estimator(Source):
     ) -> "RowModel":
         """Fit the estimator on some rows of a table, and write it to a folder.
 
-        Raises:
-            UsageError: if it cannot be fitted.
+        Raises a UsageError if it cannot be fitted.
         """
         rows = table.rows.iloc[fitted_on].reset_index(drop=True)
         labels = table.labels[fitted_on]
@@ -212,8 +211,7 @@ class RowModel:
     def read(cls, folder: Path) -> "RowModel":
         """Read what `save` wrote, and fit it again.
 
-        Raises:
-            UsageError: if that gives another model, as other versions of scikit-learn may.
+        Raises a UsageError if that gives another model, as other versions of scikit-learn may.
         """
         about, rows = read_json(folder / "model.json"), read_table(folder / "rows.parquet")
         labels = rows.pop(LABEL).to_numpy()

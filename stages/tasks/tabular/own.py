@@ -78,8 +78,7 @@ class OwnModelSource(Source):
     ) -> "OwnModel":
         """Write the model to a folder, after asking it for the unchanged rows that the audit uses.
 
-        Raises:
-            UsageError: if it cannot be read, or does not answer as it should.
+        Raises a UsageError if it cannot be read, or does not answer as it should.
         """
         folder.mkdir()
         if self.key != "function":
@@ -219,8 +218,7 @@ class OwnModel:
     def tried(self, rows: pd.DataFrame) -> np.ndarray:
         """Ask for n unchanged rows, and return the probabilities (n, classes) with `NO_ANSWER` at the end.
 
-        Raises:
-            UsageError: if an answer is not valid, or another one when it is asked again.
+        Raises a UsageError if an answer is not valid, or another one when it is asked again.
         """
         shares, answers = self._answers(rows)
         if (wrong := np.flatnonzero(shares[:, -1])).size:
@@ -236,8 +234,7 @@ class OwnModel:
     def require_same(self, rows: pd.DataFrame, known: np.ndarray) -> None:
         """Raise an error if it does not answer to the first rows as it did.
 
-        Raises:
-            UsageError: with the first row that is answered otherwise.
+        Raises a UsageError with the first row that is answered otherwise.
         """
         found = self._answers(rows.iloc[: len(known)])[0]
         if found.shape != known.shape:
@@ -304,8 +301,7 @@ def read_own_model(folder: Path, rows: pd.DataFrame) -> OwnModel:
 def untrusted(path: Path) -> list[str]:
     """Return the types in a skops file that skops does not trust by itself; none of it is run.
 
-    Raises:
-        UsageError: if it is not a skops file, or has types that nobody may trust.
+    Raises a UsageError if it is not a skops file, or has types that nobody may trust.
     """
     try:
         import skops.io

@@ -30,8 +30,7 @@ TIE = 1e-6  # beyond a tie of two classes
 def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Fit a copy of the task's model and write it with its card; the module describes how.
 
-    Raises:
-        UsageError: if there is nothing to repair or to learn from.
+    Raises a UsageError if there is nothing to repair or to learn from.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -96,10 +95,8 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
 def _shifts(task: RowProbes, plan: RepairPlan, rng: np.random.Generator) -> dict[str, dict[str, list[float]]]:
     """Return `RowModel.shifts`: the smallest with which each group that a target names fails no more than the others.
 
-    They are found one after the other, as the next groups are compared with those that have theirs.
-
-    Raises:
-        UsageError: if no target is about a protected column and the label.
+    They are found one after the other, as the next groups are compared with those that have theirs. Raises a UsageError
+    if no target is about a protected column and the label.
     """
     items, model, classes = task.items.ids("repair"), task.model, task.model.classes
     assert isinstance(model, RowModel)

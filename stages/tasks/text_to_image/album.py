@@ -154,8 +154,7 @@ def vocabulary(task: PainterProbes) -> PictureWords:
 def build_album(task: PainterProbes, plan: RepairPlan, settings: TextToImageRepair, words: PictureWords) -> Album:
     """Gather the pictures of all sources.
 
-    Raises:
-        UsageError: when no source has a picture for some regions; the message names them.
+    Raises a UsageError when no source has a picture for some regions; the message names them.
     """
     targets = plan.regions(task.concepts)
     regions = [target.region for target in targets]

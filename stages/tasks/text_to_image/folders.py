@@ -141,8 +141,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 def check_weights(info: Mapping[str, Any], part: str) -> None:
     """Check the `loading_info` of a network: libraries fill missing weights at random, and only warn.
 
-    Raises:
-        UsageError: when weights are missing or of another shape.
+    Raises a UsageError when weights are missing or of another shape.
     """
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise UsageError(f"the weights of {part} do not fit: {first_problems(missing)}")

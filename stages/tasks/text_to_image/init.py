@@ -120,8 +120,7 @@ def _table_rows(path: Path, given: str) -> list[dict[str, Any]]:
 def _slots(path: Path) -> list[str]:
     """Return the names of the slots of a file of templates.
 
-    Raises:
-        UsageError: when there is no such file, no slot in it, or one that is not in every prompt.
+    Raises a UsageError when there is no such file, no slot in it, or one that is not in every prompt.
     """
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

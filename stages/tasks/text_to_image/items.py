@@ -22,8 +22,7 @@ FEWEST: Mapping[Split, int] = {"discover": 5, "repair": 1, "test": 10}
 def used_splits(templates: Sequence[str], counts: ItemCounts) -> dict[Split, int]:
     """Return the splits that have items, with how many.
 
-    Raises:
-        UsageError: when a split would have too few templates, or too few items to use them.
+    Raises a UsageError when a split would have too few templates, or too few items to use them.
     """
     wanted = {split: getattr(counts, split) for split in SPLITS if getattr(counts, split)}
     lines = [

@@ -192,8 +192,7 @@ def load_judge_form(folder: Path) -> JudgeForm:
 def load_attribute_judge(folder: Path, device: str) -> AttributeJudge:
     """Read what `save_judge` wrote.
 
-    Raises:
-        UsageError: when a file is missing or damaged, or the weights do not fit config.json.
+    Raises a UsageError when a file is missing or damaged, or the weights do not fit config.json.
     """
     form = load_judge_form(folder)
     path = folder / "model.safetensors"

@@ -43,8 +43,7 @@ def scheduler_errors(sampling: SamplingConfig) -> list[str]:
 def make_scheduler(own: Any, sampling: SamplingConfig) -> Any:
     """Return the scheduler of `sampling`; what that leaves open is taken from the model's own.
 
-    Raises:
-        UsageError: when diffusers has no such scheduler, it does not fit this model, or it refuses an option.
+    Raises a UsageError when diffusers has no such scheduler, it does not fit this model, or it refuses an option.
     """
     if sampling.scheduler is None and not sampling.scheduler_options:
         return own
@@ -205,8 +204,7 @@ class PipelineForm(Strict):
 def load_pipeline_form(folder: Path) -> PipelineForm:
     """Read the faded.json of a model folder.
 
-    Raises:
-        UsageError: when it is missing, unreadable or has unexpected content.
+    Raises a UsageError when it is missing, unreadable or has unexpected content.
     """
     raw = read_json(folder / FORM)
     raw.pop("schema", None)

@@ -46,10 +46,8 @@ def to_png(pixels: np.ndarray) -> bytes:
 def from_png(image: bytes, size: int | None = None) -> np.ndarray:
     """Decode a picture to (h, w, 3) uint8; with `size`, its middle square is resized to `size` x `size` pixels.
 
-    Reads any format that Pillow does, turned upright by its EXIF data; transparent parts become white.
-
-    Raises:
-        UsageError: when it is not a picture.
+    Reads any format that Pillow does, turned upright by its EXIF data; transparent parts become white. Raises a
+    UsageError when it is not a picture.
     """
     try:
         with Image.open(io.BytesIO(image)) as opened:
@@ -190,8 +188,7 @@ class _PicturesInLines(PictureSource):
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource.
 
-        Raises:
-            UsageError: when a line is not JSON, or names no file of the folder. Links in it are the user's own.
+        Raises a UsageError when a line is not JSON, or names no file of the folder. Links in it are the user's own.
         """
         path, folder, key, where = self._lines(inputs)
         try:

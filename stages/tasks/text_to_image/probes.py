@@ -135,8 +135,7 @@ class PainterProbes(Task):
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
         """See Task: writes model/ and items.parquet, and the judge and real pictures to assets/.
 
-        Raises:
-            UsageError: when something is missing, unreadable or does not fit, or prompts exceed the token limit.
+        Raises a UsageError when something is missing, unreadable or does not fit, or prompts exceed the token limit.
         """
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)

@@ -51,8 +51,7 @@ LOOKED_AT = 64  # pictures of the targets that are judged before and after
 def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Train an adapter of the task's pipeline, write it with its card, and check what was written.
 
-    Raises:
-        UsageError: when the settings are wrong, the pipeline is of another kind, or there is nothing to learn from.
+    Raises a UsageError when the settings are wrong, the pipeline is of another kind, or there is nothing to learn from.
     """
     settings = checked(TextToImageRepair, plan.settings, "restructure.settings")
     painter = task.painter
@@ -199,8 +198,7 @@ def pixels(painter: Painter, prompts: Sequence[str], seeds: Sequence[int]) -> np
 def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     """Compare what the pipeline of a folder draws with the expected pictures.
 
-    Raises:
-        BugError: when they differ from those after the repair by more than a small part of what the repair changed.
+    Raises a BugError when they differ from those after the repair by more than a small part of what the repair changed.
     """
     told = json.loads(asked.read_text(encoding="utf-8"))
     compute, sampling = Compute(**told["compute"]), SamplingConfig.model_validate(told["sampling"])

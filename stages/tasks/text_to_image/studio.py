@@ -287,8 +287,7 @@ class PictureCalibration:
     def threshold(self, weights: Mapping[str, float], false_alarms: float) -> float:
         """Return the threshold that probes of real pictures exceed in at most `false_alarms` of the cases.
 
-        Raises:
-            UsageError: when no threshold below 1 does that.
+        Raises a UsageError when no threshold below 1 does that.
         """
         values = self.probes("set", weights).astype(np.float32)  # as in probes, so that 1/3 is equal in both
         found = float(np.quantile(values, 1 - false_alarms, method="higher"))
@@ -327,10 +326,8 @@ def share_out(pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Assign each captioned picture to one purpose.
 
     If the data name no split, a random third is to calibrate with and the rest to repair with. Every other picture to
-    calibrate with becomes `reference`, by which the quality of pictures is measured.
-
-    Raises:
-        UsageError: when the data name another split.
+    calibrate with becomes `reference`, by which the quality of pictures is measured. Raises a UsageError when the data
+    name another split.
     """
     if strange := sorted(set(pictures["split"]) - {"", *SPLITS}):
         raise UsageError(f"prepare.data: expected the splits {', '.join(SPLITS)}, found {', '.join(strange)}")

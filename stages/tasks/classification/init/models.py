@@ -201,8 +201,7 @@ def _refuse_transformers(path: Path, shapes: Shapes) -> None:
 def weight_shapes(path: Path) -> Shapes:
     """Return the shapes of the tensors of a file by name; only the header of a .safetensors is read.
 
-    Raises:
-        UsageError: if it contains anything but tensors.
+    Raises a UsageError if it contains anything but tensors.
     """
     if path.suffix != ".safetensors":
         try:
@@ -234,8 +233,7 @@ def described(classes: int | None, shape: Sequence[int | None]) -> str:
 def library_of(name: str) -> tuple[str, str]:
     """Return the library of an architecture: ("timm" or "torchvision", its name there).
 
-    Raises:
-        UsageError: if neither library has it; with similar names.
+    Raises a UsageError if neither library has it; with similar names.
     """
     known = architectures()
     for library, names in known.items():

@@ -56,8 +56,7 @@ class LabelledPictures(Data):
 def look_at_pictures(path: Path, given: str) -> LabelledPictures:
     """Recognise labelled pictures: a folder per class, a list (.jsonl), or a table (.parquet).
 
-    Raises:
-        UsageError: if there are no pictures with labels.
+    Raises a UsageError if there are no pictures with labels.
     """
     key = "imagefolder" if path.is_dir() else {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix)
     if key is None:

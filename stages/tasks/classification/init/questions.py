@@ -27,8 +27,7 @@ _NORMALISED: Mapping[str, Mapping[str, Any]] = {
 def ask_classes(ask: Ask, model: RecognisedClassifier, data: LabelledPictures) -> list[str]:
     """Get the names of the classes in order, if the model has none; empty if none are needed.
 
-    Raises:
-        UsageError: if nobody can be asked; with the classes of the data, and what to type.
+    Raises a UsageError if nobody can be asked; with the classes of the data, and what to type.
     """
     url = "endpoint" in model.block
     n = model.n_classes
@@ -244,8 +243,7 @@ def some(classes: Sequence[str]) -> str:
 def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
     """Parse the pairs LABEL=CLASS of a command line.
 
-    Raises:
-        UsageError: if one is not such a pair, or its label or class does not exist.
+    Raises a UsageError if one is not such a pair, or its label or class does not exist.
     """
     known, pairs = list(labels), {}
     for one in given:
