@@ -47,7 +47,6 @@ class AnsweredExample(Strict):
 
     @property
     def text(self) -> str:
-        """See Instruction."""
         return f"Example:\n\n{self.said}\n\n{self.answer}"
 
     def __str__(self) -> str:

@@ -134,7 +134,6 @@ class QuestionSource(Source):
         return Question(name, question, context, right.answers, right.pattern, group, more, conversation)
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See Source: the articles."""
         return parse_source(self.articles, ARTICLE_LOADERS, ARTICLES).prefetch(inputs) if self.articles else []
 
 

@@ -78,7 +78,6 @@ class QuestionsInit(Init):
         return writing_model(path) if ask.said("kind") == "chat" or _are_questions(ask.said("data")) else None
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
-        """See Init: fields are recognised by their names; an option can name that of the question."""
         if path.suffix != ".jsonl":
             raise UsageError(f"--data {given}: expected a .jsonl file, one JSON object a line")
         block = _fields(first_rows(path, given), ask)
@@ -93,7 +92,6 @@ class QuestionsInit(Init):
         )
 
     def propose(self, seen: Seen) -> Proposal:
-        """See Init: changes of the context only if all questions have one."""
         if "endpoint" not in seen.model.block and seen.ask.said("model-name") is not None:
             raise UsageError(f"--model-name is for a model behind a URL; found {seen.model.said}")
         data = _Questions.of(seen.data)

@@ -120,7 +120,6 @@ class ChatProbes(JudgedTexts):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: ChatPrepare | None, discrepancy: Any) -> list[str]:
-        """See Task: errors of the concepts, and settings that a model behind HTTP does not have."""
         found = check_concepts(context.concepts, prepare)
         if prepare is not None and is_served(prepare.model) and not prepare.generation.chat:
             found.append("prepare.generation.chat: false, but chat completions always have a chat template")
@@ -309,11 +308,9 @@ class ChatProbes(JudgedTexts):
     # What explorers and people see
 
     def features(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: sentence embeddings of the unchanged questions."""
         return self.embedder([self.questions[row].question for row in self.rows(item_ids)]).astype(np.float64)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: what is asked for, the lengths of question and context, and the data's own fields."""
         items = self.items.table
         about = items[[name for name in items if name.startswith(META)]]
         questions = self.questions[: len(items)]
@@ -329,7 +326,6 @@ class ChatProbes(JudgedTexts):
         return self._told_apart(about.assign(asks=asks, **lengths), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task: the model's input before and after the change, with both answers."""
         answer, turns = self.probe(item_ids, cells), self.changed(item_ids, cells)
         rows = self.rows(self._versions(item_ids, cells))
         assert answer.valid is not None

@@ -25,7 +25,6 @@ class Chat(ChatProbes):
         return RepairProbes(most, min(most, 2 * pieces + 1), asked.pairs)
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task: `stages.tasks.chat.repair`."""
         from stages.tasks.chat.repair import repair
 
         return repair(self, plan, out_dir)

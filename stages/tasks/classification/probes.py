@@ -315,7 +315,6 @@ class ClassifierProbes(Task):
 
     @torch.inference_mode()
     def features(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: the model's own features of the clean images."""
         rows = [self._rows[item] for item in item_ids]
         missing = sorted({row for row in rows if row not in self._features})
         for batch in self._batches(len(missing)):

@@ -206,7 +206,6 @@ class Images:
         return pixels[:, None] if self.axis is None else np.moveaxis(pixels, self.axis, 1)
 
     def about(self) -> pd.DataFrame:
-        """See Given: pictures have no attributes."""
         return pd.DataFrame(index=range(len(self.pixels)))
 
     def features(self) -> np.ndarray:
@@ -308,7 +307,6 @@ class FeatureRows:
         return table
 
     def about(self) -> pd.DataFrame:
-        """See Given: the columns, if the user named them."""
         return pd.DataFrame(index=self.frame.index) if self.form == "array" else self.frame
 
     def features(self) -> np.ndarray:

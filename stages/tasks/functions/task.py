@@ -162,7 +162,6 @@ class FunctionTask(Task):
         return self._vectors[[self._rows[item] for item in item_ids]]
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: what was expected, the columns of a DataFrame, and the length of texts."""
         return self._told_apart(pd.concat([self.items.table[["label"]], self.given.about()], axis=1), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:

@@ -63,7 +63,6 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
         return writing_model(path)
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
-        """See Init: a .jsonl file, or a folder that the library `datasets` reads."""
         if path.is_dir():
             key, block = "datasets", _of_data_set(path, given, ask)
         elif path.suffix == ".jsonl":
@@ -85,7 +84,6 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
         return Data(said, block, path, key, items=len(articles), pools=pools if pools.total() == len(articles) else {})
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
-        """See Init: also asks for the column of the articles."""
         column = "Which column holds the articles"
         return {**super().hub_data(name, ask), "text": ask.text("text", column, "article")}
 

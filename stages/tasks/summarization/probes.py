@@ -137,7 +137,6 @@ class SummarizerProbes(JudgedTexts):
         return float(settings.threshold)
 
     def false_alarms(self) -> dict[str, dict[str, Any]]:
-        """See Task: by the change, in words."""
         benign = SummaryPrepare.model_validate(dict(self.context.config)).calibrate.benign
         no_op = "a space doubled"
         said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
@@ -155,7 +154,6 @@ class SummarizerProbes(JudgedTexts):
         prepare: SummaryPrepare | None,
         discrepancy: SummaryDiscrepancy | None,
     ) -> list[str]:
-        """See Task: errors of the concepts, and what `discrepancy` needs and `prepare` does not provide."""
         errors = check_text_concepts(context.concepts, cls.catalogue)
         if prepare is not None:
             benign = {name: [level] for name, level in prepare.calibrate.benign.items()}
@@ -352,14 +350,12 @@ class SummarizerProbes(JudgedTexts):
         return self.embedder([self._articles[row] for row in self.rows(item_ids)]).astype(np.float64)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: the length of the article, and the data's own fields."""
         items = self.items.table
         about = items[[name for name in items if name.startswith(META)]]
         lengths = pd.Series(ranges_of([len(article.split()) for article in self._articles], "words"), items.index)
         return self._told_apart(about.assign(length=lengths), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task: the article before and after the change, with the summaries of both."""
         answer = self.probe(item_ids, cells)
         assert answer.valid is not None
         shown, rows = [], self.rows(item_ids)

@@ -98,7 +98,6 @@ class RowsInit(Init):
         return _data(f"{SETS[name]}", {"sklearn": name}, Path(), None)
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
-        """See Init: asks for the column of labels."""
         if path.suffix not in (".csv", ".parquet"):
             raise UsageError(f"--data {given}: expected a .csv or .parquet file, a row of the data a line")
         frame = read_frame(path, "--data")

@@ -102,7 +102,6 @@ class RowProbes(Task):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: Any, discrepancy: Any) -> list[str]:
-        """See Task: also whether the data have columns for each concept."""
         catalogue = with_groups(prepare.groups if prepare else {})
         if (errors := check_levels(context.concepts, catalogue)) or prepare is None:
             return errors
@@ -211,13 +210,11 @@ class RowProbes(Task):
         return ((measured - mean) / spread).fillna(0.0).to_numpy(dtype=float)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: the label, it with each protected column, and the columns of the rows before any change."""
         labels = self.items.table["label"]
         both = {f"{name}{AND_LABEL}": self.rows[name].astype("string") + ", " + labels for name in self.protected}
         return self._told_apart(pd.concat([labels, pd.DataFrame(both), self.table.about()], axis=1), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task: the row as a table, with the previous value of each measurement."""
         at, rows = self.changed(item_ids, cells)
         outputs = self.probe(item_ids, cells).outputs
         labels = self.items.table["label"].to_numpy()

@@ -67,7 +67,6 @@ of the probes."""
         return {"diffusers": name}
 
     def data(self, path: Path, given: str, ask: Ask) -> Captions:
-        """See Init: a folder of captioned pictures with a metadata.jsonl, or a table."""
         if path.is_dir() and (path / "metadata.jsonl").exists():
             key, rows = "imagefolder", list(json_lines(path / "metadata.jsonl", given))
         elif path.suffix == ".parquet":
@@ -90,7 +89,6 @@ of the probes."""
         return Captions(said, path=path, key=key, items=len(rows), columns=few)
 
     def propose(self, seen: Seen) -> Proposal:
-        """See Init: asks for templates, words and a judge."""
         ask, asked = seen.ask, "File of prompts, one a line, with a {slot} for every word that is to change"
         given = ask.text("templates", asked, check=lambda answer: _slots(Path(answer).expanduser()))
         templates = Path(given).expanduser()

@@ -112,7 +112,6 @@ class PainterProbes(Task):
     def conflicts(
         cls, context: TaskContext, prepare: TextToImagePrepare | None, discrepancy: TextToImageDiscrepancy | None
     ) -> list[str]:
-        """See Task: errors of the slots, the sampler and the templates, and conflicts between the blocks."""
         errors = slots = check_slots(context.concepts)
         if prepare is not None:
             errors = (
@@ -295,7 +294,6 @@ class PainterProbes(Task):
     # What explorers and people see
 
     def features(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: text features of the neutral prompts; they do not depend on seeds."""
         start = self.concepts.start
         prompts = [self.prompt(self._templates[self._rows[item]], start) for item in item_ids]
         return self.painter.embed(prompts).astype(np.float64)
@@ -308,7 +306,6 @@ class PainterProbes(Task):
         return pd.DataFrame(found, index=range(len(item_ids)))
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task: the prompt with the words of its slots, and the pictures."""
         asked = self.orders(item_ids, cells)
         drawings = iter(self.studio.show([order for orders in asked for order in orders], "examples"))
         answer = self.probe(item_ids, cells)

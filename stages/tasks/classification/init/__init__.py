@@ -86,7 +86,6 @@ misses are, too."""
         return look_at_pictures(path, given)
 
     def propose(self, seen: Seen) -> Proposal:
-        """See Init: asks for the names of the classes, and how pictures are shown."""
         ask, model, data = seen.ask, RecognisedClassifier.of(seen.model), LabelledPictures.of(seen.data)
         if data.labels:
             seen.said.append(f"by class: {class_counts(data)}")
