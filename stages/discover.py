@@ -68,8 +68,6 @@ def query_model(
 
     Args:
         parts: results of the shares, empty if the search is not divided.
-        ledger: answers so far.
-        compute: threads and batch size of the model.
     """
     item_ids, config = task.items.ids("discover"), audit.discover
     given: dict[str, Any] = {"seed": audit.seed, "ledger": ledger, "compute": compute, "show": show}

@@ -83,7 +83,6 @@ def query_models(
         targets: the cells of the target modes.
         pairs: number of pairs of item and cell inside the targets, and as many outside.
         folder: folder of the ledgers.
-        compute: threads and batch size of the model.
     """
     space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
     ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}

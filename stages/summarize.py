@@ -40,8 +40,6 @@ def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute,
     """Return the probes that were kept back from the search, to be placed where they are needed.
 
     Args:
-        ledger: answers so far.
-        compute: threads and batch size of the model.
         show: displays the progress in each region.
     """
     ids = task.items.ids("discover")

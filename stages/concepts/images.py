@@ -305,7 +305,6 @@ def probe_chance(items: np.ndarray, cells: np.ndarray, repeats: np.ndarray, seed
         items: (n,) uint64, one number per item, see `item_number`.
         cells: (n,) numbers of the cells in the grid.
         repeats: (n,) repeat indices.
-        seed: the audit's seed.
     """
     mixed = np.full(len(items), seed, dtype=np.uint64)
     for part in (items, cells, repeats):

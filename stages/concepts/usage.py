@@ -65,13 +65,11 @@ class Usage:
 
         Args:
             sizes: number of levels of each concept.
-            neutral: as above.
             changes: relative frequency of inputs with 0, 1, 2, ... concepts changed; those with more than there are
                 concepts count as having all changed.
             levels: by concept (levels,) weights. Where the weight of the neutral level is 0, the others only say how
                 common they are among themselves.
             combined: the share of inputs with each combination, and its levels by concept.
-            measured_on: as above.
         """
         given = {} if levels is None else levels
         countable = sum(level is not None for level in neutral)

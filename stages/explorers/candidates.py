@@ -43,12 +43,10 @@ class Trainer:
 
     Args:
         observations: (items, f) of the training items.
-        hidden, learning_rate: of the policy.
         objective: "ppo", the clipped policy gradient (Schulman et al. 2017) with whole cells as actions and the mean
             over the cells drawn for the same item as the baseline; or "balance", the off-policy squared error of log
             p(cell | item) against score / temperature up to a constant per item (trajectory balance, Malkin et al.
             2022, in its log-partition variance form, Zhang et al. 2023), which also learns from even draws.
-        seed: seed of weights and draws.
     """
 
     space: ConceptSpace

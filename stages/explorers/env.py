@@ -209,7 +209,6 @@ class ConceptVecEnv(VecEnv):
 
     Args:
         num_envs: probes in one step; a multiple of the task's batch size wastes nothing.
-        seed: seed of the draws of items.
     """
 
     render_mode = None

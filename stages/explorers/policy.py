@@ -207,7 +207,6 @@ class Autoregressive(nn.Module):
     Args:
         features: size of an observation.
         sizes: number of levels of each concept.
-        hidden: units of the hidden layer.
     """
 
     before: Tensor

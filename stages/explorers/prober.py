@@ -34,11 +34,9 @@ class Prober:
     """Answers an explorer's probes within its budget.
 
     Args:
-        task: the model under test with its items and concepts.
         item_ids: the items the explorer may use.
         budget: unique probes it may spend, at most the number of pairs of item and cell.
         ledger: answers already known; shared between explorers.
-        compute: threads of the model, and the number of probes per query (and ledger entry).
         on_progress: called with (unique probes, failures) after every batch.
     """
 

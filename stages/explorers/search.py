@@ -68,7 +68,6 @@ def search(
     Args:
         seed: seed of all randomness here; the two roles use different streams of it.
         ledger: answers so far; if it has a file, the search can be resumed.
-        compute: threads and batch size of the model.
         label: shown before the role.
     """
     pairs = len(item_ids) * task.concepts.n_used

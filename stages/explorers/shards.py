@@ -46,7 +46,6 @@ class Share:
         whole: unique probes of all shares for each role. `auto` chooses by it, so that all shares choose the same
             explorer, which finds more than random draws even with a share's fewer probes (docs/scaling.md).
         enumerated: whether the budget of the whole search covers all pairs, and so that of each share does.
-        seed: seed of all randomness in this share.
     """
 
     part: int

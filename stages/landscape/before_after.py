@@ -99,7 +99,6 @@ def compare_models(
         limits: of regions to which failures may have moved.
         control: what the control was trained on.
         resamples: number of resamples of the items, for the intervals.
-        seed: of the resampling and of both landscapes.
 
     Returns:
         The comparison, and both landscapes as in landscapes.parquet.

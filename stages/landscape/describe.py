@@ -183,7 +183,6 @@ def name_modes(
         embeddings: (items, d), in the order of `item_ids`.
         config: the number of regions, of their conditions, and their support.
         threshold: discrepancies above it are failures.
-        seed: seed of the draws, or of the halves and of the estimate from one of them.
         fresh: probes kept back from the search.
         attributes: attributes that conditions on items may use, one row per item, indexed by id.
 

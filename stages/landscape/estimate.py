@@ -145,7 +145,6 @@ def estimate_landscape(
         item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         threshold: discrepancies above it are failures.
-        seed: seed of folds, fits, draws and, on large grids, of the sample of cells.
         like: landscape whose estimator, hyperparameters and calibration to use instead of choosing them.
         spread: False skips intervals and draws of estimated rates, which is several times faster.
         every: k, to estimate only every k-th cell.

@@ -98,8 +98,6 @@ def judge_landscape(
     """Judge a landscape. Without a failure mode, the worst region with evidence is all of use.
 
     Args:
-        overall: failure rate in use.
-        modes: failure rates of the failure modes.
         bias: bias of the subject with the highest upper bound; None for a task without tallies.
     """
     if gates is None:

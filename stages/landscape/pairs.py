@@ -200,7 +200,6 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
     Models that were trained for as many steps as the repair, or more, are also asked half-way to what they learnt.
 
     Args:
-        task: the model before.
         pairs: number of pairs in each part.
         scratch: folder of the ledgers.
 

@@ -70,7 +70,6 @@ def rate_in_use(
     resamples groups, see `Resampler`. The error of a usage that was measured is part of it, see `Usage.error_of_mean`.
 
     Args:
-        space: the grid with its usage.
         which: (n,) bool.
         probes: n draws from the cells of `within` and the items it covers, as the control makes them.
         within: the region that the probes are in.

@@ -120,7 +120,6 @@ def measure_slices(
         attributes: one row per item, in the order of `item_ids`, with columns of strings.
         fresh: probes drawn inside modes, as in fresh.parquet.
         exact: whether the grid was enumerated.
-        seed: seed of permutations and resamples.
 
     Returns:
         None if items have no attributes, or there are no control probes.

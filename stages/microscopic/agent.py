@@ -138,7 +138,6 @@ class StepsVecEnv(ConceptVecEnv):
         items: positions of the walked items, which do not fail at the start.
         num_envs: probes in one step.
         max_steps: steps after which an episode is truncated.
-        seed: seed of the draws of items.
     """
 
     def __init__(self, trail: Trail, items: np.ndarray, num_envs: int, max_steps: int, seed: int) -> None:

@@ -79,7 +79,6 @@ def measure_robustness(
         config: with `microscopic`, and the budget of the search it belongs to.
         enumerated: whether the ledger contains all answers.
         ledger: answers so far; if it has a file, the search can be resumed.
-        compute: threads and batch size of the model.
     """
     steps = config.microscopic
     moves = Moves(task.concepts, task.concepts.start)

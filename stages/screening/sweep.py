@@ -91,7 +91,6 @@ class Probes:
         levels: the levels in params.yaml.
         budget: maximum number of unique probes on all grids together.
         ledger: opens the ledger of a grid.
-        compute: threads and batch size of the model.
         tell: called with (unique probes spent, their purpose).
 
     Raises:
@@ -283,9 +282,7 @@ def sweep(
         load: loads the task with other levels of its concepts.
         levels: levels of each concept, up to the end of what people accept.
         budget: maximum number of unique probes.
-        seed: seed of the order of the items.
         ledger: opens the ledger of a grid; if it is on disk, a sweep can be resumed.
-        compute: threads and batch size of the model.
         tell: called with (unique probes spent, their purpose).
         only: names of the concepts to sweep. None: all.
 

@@ -163,7 +163,6 @@ class Snapshot:
     """A repository of the hub in the local cache.
 
     Args:
-        folder: the folder with its files.
         name: ID of the repository.
     """
 

@@ -29,9 +29,7 @@ class Option:
     """A command-line option that only one kind of task has.
 
     Args:
-        help: a sentence.
         many: whether it may be given several times.
-        switch: whether it is a flag.
     """
 
     help: str
@@ -123,7 +121,6 @@ class Seen:
     """What was recognised, and where to get further answers.
 
     Args:
-        ask: source of answers.
         said: lines for people, which may be extended.
         place: places a file of the user, named in an option, and returns its name under the audit's inputs.
     """
@@ -145,7 +142,6 @@ class Proposal:
         model: further keys of `prepare.model`.
         data: further keys of the block of the data.
         prepare: further keys of `prepare`.
-        batch_size: probes per batch.
     """
 
     concepts: Mapping[str, Sequence[float | str]]

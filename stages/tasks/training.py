@@ -123,7 +123,6 @@ def save_checkpoint(
 
     Args:
         path: a safetensors file.
-        trained: the trained parameters, by name.
         done: progress of the run, in its own units.
         losses: losses of the steps so far.
     """
@@ -184,7 +183,6 @@ class StepwiseTraining(ABC):
     """Training whose steps depend only on their number and the state, so that a killed run can resume.
 
     Args:
-        trained: the trained parameters, by name.
         peak: the highest learning rate.
         checkpoint: file for unfinished work; None stores none.
     """
@@ -231,9 +229,7 @@ def interpolate(folder: Path, share: float, out_dir: Path, original: Mapping[str
     """Write a model whose weights are all trained, moved part of the way from the original; see `Task.move`.
 
     Args:
-        folder: the trained model.
         share: of the way. Whole numbers are the original's at 0, otherwise the trained ones.
-        out_dir: receives the moved model.
         original: all tensors of the model under test, by their names in the trained model's files.
 
     Raises:
@@ -258,9 +254,7 @@ def scale_adapter(folder: Path, share: float, out_dir: Path) -> None:
     It adds B A to weights, where B is zero before training, so B is multiplied by the share.
 
     Args:
-        folder: the trained adapter, with the names of peft.
         share: of the way.
-        out_dir: receives the moved adapter.
 
     Raises:
         UsageError: if the folder has no weights.
@@ -306,7 +300,6 @@ def write_card(out_dir: Path, module: str, plan: RepairPlan, **values: Any) -> N
     """Write README.md, the model card of a repair.
 
     Args:
-        out_dir: the folder of the repaired model.
         module: file of the task's repair, in the same folder as templates/model_card.md.
         plan: what was repaired, and who decided it.
         values: further values for the template.
@@ -322,7 +315,6 @@ def write_loader(out_dir: Path, module: str, **values: Any) -> None:
     """Write load.py, which loads a model with its own library and without Faded; the model's card shows it.
 
     Args:
-        out_dir: the folder of the repaired model.
         module: file of the task's repair, in the same folder as templates/load.py.j2.
         values: for the template, which writes those that people typed with the filter `repr`.
     """

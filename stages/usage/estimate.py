@@ -102,7 +102,6 @@ def estimate_usage(
         own: (n, m) measures of these changed items.
         found: (N, m) measures of production inputs.
         columns: by concept that can be read, the measures that show it.
-        seed: seed of the classifier and of the resamples.
     """
     rng = np.random.default_rng([seed, len(found)])
     names, group = np.unique(np.asarray(groups), return_inverse=True)

@@ -93,7 +93,6 @@ class TextTransforms:
 
         Args:
             article: the original text.
-            item: the article's id.
             cell: (concepts,) level indices.
             repeat: the probe's repeat; other repeats touch other words.
 

@@ -38,13 +38,10 @@ class Token:
     """A word, a number or a punctuation mark.
 
     Args:
-        text: the token as written.
         space: white space after it; "" if the next token follows directly.
         start: where it began in the article, in characters. It selects the token's random draws, so that a word gets
             the same draws whatever other concepts do around it; an inserted token shares them with its neighbour.
         tag: part of speech in the Penn Treebank's tag set; "" for a mark.
-        sentence: number of its sentence.
-        stop: whether it is a stop word.
     """
 
     text: str
@@ -187,13 +184,6 @@ class ArticleDraws:
     A place is a character of the original article. Its first number is its turn: of the eligible words (or letters),
     those whose turns come first are touched, so a stronger level touches everything that a weaker one does. Its second
     number chooses among options. Places are fixed, so other concepts change neither number.
-
-    Args:
-        seed: the audit's seed.
-        item: the article's id.
-        concept: the concept's name.
-        repeat: the probe's repeat.
-        length: the article's length in characters.
     """
 
     def __init__(self, seed: int, item: str, concept: str, repeat: int, length: int) -> None:

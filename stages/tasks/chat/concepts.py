@@ -111,8 +111,6 @@ class Asking:
     """Applies cells of a concept space to questions.
 
     Args:
-        space: the concepts and their levels.
-        seed: the audit's seed.
         config: prompt, system messages, injected texts.
         questions: all items.
 

@@ -175,7 +175,6 @@ def read_conversation(row: Mapping[str, Any], before: Sequence[str], right: Righ
     """Return the conversation of a row of the data.
 
     Args:
-        row: the row.
         before: the turns before the last.
         right: what is right unless the fact changes.
 

@@ -44,7 +44,6 @@ def made(questions: Sequence[Question], count: int, seed: int) -> list[LabelledA
     Args:
         questions: the audit's questions.
         count: number of answers at most.
-        seed: seed of the draws.
 
     Raises:
         UsageError: when there are too few questions.

@@ -121,7 +121,6 @@ class PromptTrial:
     """Tries configurations on pairs of item and cell.
 
     Args:
-        task: the model under test.
         plan: its seed, and the scratch folder in which results are kept.
         items: ids of the items to answer.
         size: pairs of a round.

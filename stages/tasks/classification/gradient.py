@@ -29,7 +29,6 @@ def noisy(
         attack: "fgsm": one step along the sign of the gradient; "pgd": many projected steps from a random start.
         epsilon: maximum change of each pixel.
         steps: steps of pgd.
-        seed: seed of the random start.
 
     Returns:
         (n, c, h, w) in [0, 1].

@@ -98,11 +98,9 @@ class FineTuning:
     """One run of fine-tuning. Each epoch depends only on the seed and the state, so a killed run can resume.
 
     Args:
-        task: provides the images.
         model: the copy to change.
         teacher: the model under test, for self-distillation.
         pairs: draw rows of the repair items, and cells: aimed ones, and as used.
-        settings: see RepairSettings.
         plan: seed, dose, and folder of checkpoints.
     """
 

@@ -111,7 +111,6 @@ def read_folder(folder: Path, base: Path | None) -> tuple[ModelForm, Path, str]:
     """Read the form of a model folder, or of a repair, and check that a repair has the base it was made for.
 
     Args:
-        folder: the model folder, or a repair: its faded.json names its base.
         base: the model folder a repair belongs to.
 
     Returns:

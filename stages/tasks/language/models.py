@@ -54,7 +54,6 @@ class LanguageModelSource(Source):
 
         Args:
             inputs: data/<audit>/inputs.
-            out_dir: the model folder.
             account: stores the answers and costs of a paid model; by default they are in memory.
 
         Raises:
@@ -79,8 +78,6 @@ class SummarizerSource(LanguageModelSource):
         """Read a model folder that `build` wrote, or a repair together with the model folder it belongs to.
 
         Args:
-            folder: the model folder, or the repair.
-            compute: device, dtype and batch size.
             base: the model folder a repair belongs to.
             account: the same as for `build`.
 

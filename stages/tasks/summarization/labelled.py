@@ -168,7 +168,6 @@ def falsified(summary: str, article: Article, other: Article, rng: Random) -> st
     Args:
         summary: a right summary.
         other: another article, for names that the first one lacks.
-        rng: draws the kind and the place.
     """
     tokens = parse(summary).tokens
     kinds = rng.sample(SWAPS, len(SWAPS))

@@ -63,7 +63,6 @@ class _Word:
     """A content word.
 
     Args:
-        text: the word as written.
         form: the form to look up.
         kind: name, number or word.
         denied: whether a negation precedes it.

@@ -47,7 +47,6 @@ class SummarizerTraining(StepwiseTraining):
     Args:
         learner: the summarizer to train; its model is the caller's own copy and is changed in place.
         lessons: step -> the lessons of that step.
-        seed: seed of the adapter's first weights.
         checkpoint: file for unfinished work; None keeps none.
     """
 

@@ -92,7 +92,6 @@ class RowModel:
     """An estimator with the rows it was fitted on.
 
     Args:
-        seed: seed of its random draws.
         rows: (n, d) features.
         labels: (n,) their labels.
         fitted: the fitted scikit-learn pipeline.

@@ -226,11 +226,9 @@ def draw_for(
     """Draw a picture for each of n prompts; faulty ones (black, blanked) are left out.
 
     Args:
-        task: the model, and its judge.
         settings: the alignment that a right picture needs at least.
         rows: (n,) numbers of repair items, for their templates.
         cells: (n, d) cells that fill the templates.
-        rng: random generator of the noise.
     """
     return _accepted(task, settings, orders_for(task, rows, cells, rng), cells)
 

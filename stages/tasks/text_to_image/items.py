@@ -61,9 +61,6 @@ def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.
     Each split gets the templates it needs (see FEWEST), and of the others a share in proportion to its items. An item
     is one of its split's templates, in turn, with its own seed.
 
-    Args:
-        seed: seed of the order of the templates.
-
     Returns:
         Columns id, split, label and group (the template, which is what people expect to see drawn), template, seed
         (int64).

@@ -59,7 +59,6 @@ class PictureLessons:
     An item and a cell are drawn as the plan aims, then one of the pictures that show most of what the cell says.
 
     Args:
-        task: has the prompts and their templates.
         plan: target modes, or what the control trains on; seed.
         settings: batch size, replay, sources, balance.
         words: what cells and pictures show.

@@ -168,7 +168,6 @@ def verify(
         before: the pipeline under test.
         after: the repaired pipeline in memory.
         prompts: a few prompts whose pictures are compared.
-        seeds: seeds of their noise.
 
     Raises:
         UsageError: when the repaired pipeline draws as its base does, to the last pixel.

@@ -308,7 +308,6 @@ class ModelSource(Source):
 
         Args:
             inputs: data/<audit>/inputs.
-            out_dir: the model folder.
             sampling: how pictures will be drawn; by default `SamplingConfig()`.
 
         Raises:

@@ -155,7 +155,6 @@ class PictureOrder(NamedTuple):
 
     Args:
         prompt: the whole prompt.
-        seed: seed of its start noise.
         expected: (attribute, value) pairs that the prompt names and the judge can check.
         guidance: guidance scale; None is the sampler's.
     """

@@ -62,8 +62,6 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         pipeline: the pipeline under test; it is not changed.
         images: pictures as PNG bytes.
         batches: the lessons of each step.
-        compute: device, and how many pictures go through the network at once.
-        seed: seed of the adapter's first weights, and of noise.
         checkpoint: file for unfinished work; None keeps none.
     """
 
