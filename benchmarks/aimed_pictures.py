@@ -8,8 +8,6 @@ them inside the target modes. A picture is wrong if the judge does not find ever
 answer is a line of the file `--answers`, and answers in it are not measured again. Prints a Markdown table.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -4,8 +4,6 @@ Works in a fresh clone of the committed state, in a temporary folder, with this 
 benchmarks/timings.json, from which `faded plan` estimates the first run of the default audits.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

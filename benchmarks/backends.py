@@ -8,8 +8,6 @@ and CPU time is shown too, because cores may be shared. *off by* is the largest 
 eager float32, relative to the largest of these. The results are in docs/speed.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -13,8 +13,6 @@ that names somebody there is wrong, and whom it names shows whether it goes by a
 weights state no licence, and their author is anonymous: the parts are read and checked against a hash, never imported.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -7,8 +7,6 @@ Every explorer has the same budget of unique probes, is joined by the same contr
 up to confirmed modes. docs/research.md quotes the table. Takes a quarter of an hour on two cores.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor

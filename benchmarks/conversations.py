@@ -12,8 +12,6 @@ they are, 40% with one event, 20% with two, 10% with three. Every explorer has t
 five seeds. Of a real model the whole grid is asked first. docs/research.md quotes both tables.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

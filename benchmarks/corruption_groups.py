@@ -4,8 +4,6 @@ The audits are of the current workspace, have `concepts: imagenet-c`, the same i
 draws of pairs of photo and corruption. Differences between the first and the last audit, in points, resample photos.
 """
 
-from __future__ import annotations
-
 import argparse
 
 import numpy as np

@@ -12,8 +12,6 @@ with pandas, beside those of fairlearn if it is installed.
 Adult and German credit: UCI, CC BY 4.0. COMPAS: ProPublica, https://github.com/propublica/compas-analysis.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -6,8 +6,6 @@ Reads the reports in this workspace's data/, by default of all audits that have 
 docs/assets/report-of-AUDIT.png.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Collection

@@ -8,8 +8,6 @@ runs the audit to its end with the fastest size. Prints the table for docs/speed
 Without a GPU it says so and exits with code 2. It was written on a machine without a GPU and has never run on one.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import subprocess

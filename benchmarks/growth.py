@@ -7,8 +7,6 @@ the mean error of the rates of some cells, compared with all answers of the mode
 their intervals that contain the truth. `--quick` skips the largest case. Takes half an hour.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

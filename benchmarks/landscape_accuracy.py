@@ -5,8 +5,6 @@ failures, and compares them with the truth: MNIST enumerated (2,401 cells x 80 i
 7^8 cells. Prints a Markdown table of means over three seeds. Takes about ten minutes on one core.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from pathlib import Path

@@ -4,8 +4,6 @@
 levels); agents are trained on its 80 other items. Takes about two minutes on one core.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

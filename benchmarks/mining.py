@@ -4,8 +4,6 @@ Each row of the printed table has a number of items, a budget and a failure rate
 weaknesses are hidden (five words that are only in a lexicon, three that occur in items, two attributes), or none.
 """
 
-from __future__ import annotations
-
 import sys
 
 from stages.mining.mine import mine

@@ -5,8 +5,6 @@ On the enumerated MNIST of the study, each of 14 seeds searches with `auto` and 
 6 and 10 kinds by `summarize.clusters`. Takes some minutes on one core.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import permutations
 

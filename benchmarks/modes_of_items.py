@@ -5,8 +5,6 @@ weakness for all classes. 20 of each are searched with `auto` and its control, w
 for confirming. Takes ten minutes on one core.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ failure modes of a run are compared with the shape as one set of pairs. Takes te
 the shapes, by default all.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -6,8 +6,6 @@ Works in a fresh clone of the committed state, in a temporary folder, with this 
 approved, runs again with nothing to do, fails a gate, and is rejected. Writes docs/assets/prefect-*.png.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

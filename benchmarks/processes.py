@@ -6,8 +6,6 @@ Needs a prepared audit (`faded audit AUDIT` makes one). All variants are measure
 probes each round. `--busy` is the number of programs that compute beside them. The results are in docs/speed.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import time

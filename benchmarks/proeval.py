@@ -8,8 +8,6 @@ embeddings, which a clone may hold as pointers only). Faded's control draws ques
 draws corrected by the others' mean answer (PPI++; Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453).
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -7,8 +7,6 @@ in a box for the next digit. Every target is repaired by three trainings that ar
 trainings as used, the control, at equal harm on held-out and test items. docs/research.md quotes the table.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import replace

@@ -7,8 +7,6 @@ share it, so the sum is what all of them use. What the audit's stages themselves
 out. Linux only. Run it where no other `faded serve` runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -7,8 +7,6 @@ Sends about a hundred short requests, and --requests for the speed. All go throu
 account on disk. CPU time is that of this process, so of the client alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

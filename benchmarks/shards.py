@@ -7,8 +7,6 @@ failing cells are those of the agent's probes; the landscape is estimated from t
 core.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from itertools import product

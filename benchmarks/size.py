@@ -3,8 +3,6 @@
 Below, how much of `stages` the default audits reach, by the same walk that decides what is stale.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import subprocess

@@ -10,8 +10,6 @@ the other articles. The texts are under copyright, so they are generated rather 
 file. `--entailment` uses an entailment model instead of the rules on words.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -12,8 +12,6 @@ the folder, so a run that was stopped resumes.
 Intervals resample articles. The second measure, `unsupported`, is not used in training.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Mapping, Sequence

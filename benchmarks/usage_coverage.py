@@ -5,8 +5,6 @@ answers of all pairs of item and cell are drawn, so that the rate in use is know
 probes, and the interval either contains that rate or not. 2,000 simulations of each take some minutes on one core.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field

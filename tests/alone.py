@@ -1,7 +1,5 @@
 """The load.py of a model's folder, run as its users run it: by a process that cannot import Faded."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

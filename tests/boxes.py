@@ -1,7 +1,5 @@
 """An audit of a tiny text-to-image pipeline that should draw coloured boxes, with a judge of random weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Bundles for tests: read, changed, and sealed again as a careful forger would."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Machines for tests: clones of a workspace, and clusters whose workers are these clones."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Set-up of all tests: nothing reaches the network or a person's own settings."""
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil

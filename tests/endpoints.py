@@ -1,7 +1,5 @@
 """A model behind HTTP on this machine, which answers as a test wants it and records the requests."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

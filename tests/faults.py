@@ -8,8 +8,6 @@ what an undisturbed run leaves, byte for byte.
     python -m tests.faults WORKSPACE [--cases 20 | --cases all] [--work discover,restructure]
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import errno

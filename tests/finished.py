@@ -1,7 +1,5 @@
 """Workspaces with finished audits, made in this process, as six stages as subprocesses would take a minute."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

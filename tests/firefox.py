@@ -1,7 +1,5 @@
 """The installed Firefox, driven by WebDriver BiDi, which is JSON over a web socket."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import json

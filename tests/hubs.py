@@ -1,7 +1,5 @@
 """A cache of the Hugging Face hub, and a hub on this machine, with content that a test made."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A tiny image data set, and a workspace around it: striped squares that a small network learns in a second."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

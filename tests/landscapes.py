@@ -1,7 +1,5 @@
 """Planted landscapes for tests: a task with a known truth, and probes drawn uniformly or near failures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ set of tests for all. Here each line was chosen, and has its own tests of a few 
 process, which has already imported the heavy libraries, in a copy of the tree.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

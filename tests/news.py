@@ -1,7 +1,5 @@
 """A tiny news data set, a summarizer with random weights, and the context of an audit of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The notebooks of docs/: `python -m tests.notebooks` runs them and keeps their outputs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

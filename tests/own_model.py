@@ -1,7 +1,5 @@
 """A user's own model and pictures, and `faded init` called on them in this process."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

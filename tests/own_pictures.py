@@ -1,7 +1,5 @@
 """A user's own pictures and small classifiers, as under data/<audit>/inputs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Test modules import it as a plugin.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 That package is a copy of this repository's with toy stages, first on the path; tests/test_wheel.py tests the real one.
 """
 
-from __future__ import annotations
-
 import atexit
 import shutil
 import subprocess

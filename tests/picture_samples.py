@@ -1,7 +1,5 @@
 """Tallies, contact sheets and exhibits of a model that draws, with coloured squares as pictures."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any

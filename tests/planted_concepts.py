@@ -1,7 +1,5 @@
 """A task whose catalogue includes concepts that make it fail, though no audit lists them."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 The colours it chooses for a subject if none is requested are part of its model: `shares`, {subject: share of red}.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Questions, and a model that fails on hidden words or attributes, which no concept covers."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256

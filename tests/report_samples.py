@@ -1,7 +1,5 @@
 """Inputs of the reports from synthetic landscapes, with hostile text on request."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Workspaces with a landscape to review, without running an audit: digits, texts, or pictures drawn by a model."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Scripted judges behind chat completions: functions from the parts they are given to their verdict."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Servers that tests start themselves, and clients of Prefect's."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

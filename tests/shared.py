@@ -1,7 +1,5 @@
 """Files that are costly to make and equal for all tests, made once per session by the first worker that needs them."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """Agreement of reviewers: Krippendorff's own worked examples, and its sentences in the plan and the report."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

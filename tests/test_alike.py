@@ -3,8 +3,6 @@
 QEMU emulates other CPUs (Debian: qemu-user). It emulates neither AVX-512 nor the cores' caches of a real one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

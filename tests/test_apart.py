@@ -1,7 +1,5 @@
 """A newcomer can leave aside what no default audit needs, and follows a probe through few files."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import FrameType

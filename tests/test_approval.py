@@ -1,7 +1,5 @@
 """The gate for people: requests and their limits, decisions without the page, and which audits may run meanwhile."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Other people's texts in Prefect's artifacts: shown as text, with no effect as markup or links."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from markdown_it import MarkdownIt

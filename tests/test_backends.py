@@ -1,7 +1,5 @@
 """Backends of a classifier: each gives torch's logits in any batch; `auto` is resolved once, and people see it."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import platform

@@ -1,7 +1,5 @@
 """Benchmarks that docs quote: the paper's experiments as audits, the study of explorers, BBQ, and conversations."""
 
-from __future__ import annotations
-
 import re
 from random import Random
 from zipfile import ZipFile

@@ -1,7 +1,5 @@
 """The statistics of tallies: chance alone, intervals with correct coverage, tests, gates."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

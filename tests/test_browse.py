@@ -1,7 +1,5 @@
 """`faded report --browse`: every probe can be seen, whatever it says, by nobody without a link, without a query."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator

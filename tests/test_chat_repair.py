@@ -1,7 +1,5 @@
 """A chat model is repaired by what is added to its prompts: planted weaknesses, of which a piece mends one or none."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

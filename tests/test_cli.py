@@ -1,7 +1,5 @@
 """The `faded` command on real stages: its output, refusals and exit codes."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The concept space: cells and their numbers, distances, and regions in words."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The corruptions of ImageNet-C equal the published ones, and `concepts: imagenet-c` reproduces its table."""
 
-from __future__ import annotations
-
 import colorsys
 import re
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Damage to the files from which work resumes: it ends with the same result, or in one clear line."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

@@ -1,7 +1,5 @@
 """Decisions: bound to one landscape, chained, atomic, and refused if they do not fit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

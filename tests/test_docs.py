@@ -1,7 +1,5 @@
 """The documentation against the code: commands, parameters and links. `make check` builds the site."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shutil

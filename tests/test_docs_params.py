@@ -1,7 +1,5 @@
 """Every example of params.yaml in the documentation is valid, and a task takes it; four of them run to their gate."""
 
-from __future__ import annotations
-
 import json
 import re
 import textwrap

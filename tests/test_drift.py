@@ -1,7 +1,5 @@
 """Drift over repeated looks: rarely an alarm without one, and soon one with one."""
 
-from __future__ import annotations
-
 from math import isnan
 
 import numpy as np

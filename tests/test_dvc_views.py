@@ -1,7 +1,5 @@
 """DVC's own views of audits: few metrics, and plots that draw without a network."""
 
-from __future__ import annotations
-
 import json
 
 import yaml

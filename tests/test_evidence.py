@@ -1,7 +1,5 @@
 """Evidence: contents of a bundle, equal bytes for equal results, and signatures."""
 
-from __future__ import annotations
-
 import base64
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """Examples, maps and words of the pages: shown side by side, filtered, printed, and accessible."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Explorers on a task with known failures: budgets, the environment, agents, `auto`, and what the docs say."""
 
-from __future__ import annotations
-
 import re
 import sys
 

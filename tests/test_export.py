@@ -1,7 +1,5 @@
 """The export: atomic, with the card and the evidence, and only for what passed."""
 
-from __future__ import annotations
-
 import html
 import json
 import subprocess

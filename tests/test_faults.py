@@ -1,7 +1,5 @@
 """A fault at every change of the disk by a stage or Faded's state: the same command then ends as without it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

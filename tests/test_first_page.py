@@ -1,7 +1,5 @@
 """The first page of a report: the light and its reason, failures and their attributes, frequency, and its PDF."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

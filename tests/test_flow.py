@@ -1,7 +1,5 @@
 """The audit flow on toy stages, run as people run it: what it runs, retries, skips and prints."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

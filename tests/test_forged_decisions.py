@@ -1,7 +1,5 @@
 """Who made a decision: forged files, copied or altered signatures and similar names count for nobody."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import json

@@ -1,7 +1,5 @@
 """Forged evidence: none of it passes a careful reader, and what dvc.lock binds shows even without a signature."""
 
-from __future__ import annotations
-
 import base64
 import json
 import struct

@@ -1,7 +1,5 @@
 """What others' tools and people read of a bundle: statements of in-toto, every_eval_ever, and the sign-off sheet."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -3,8 +3,6 @@
 If a change means to change results, `python -m tests.test_frozen` writes tests/frozen.json anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

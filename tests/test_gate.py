@@ -1,7 +1,5 @@
 """The gate for CI: worse results fail, equal ones pass, incomparable ones are refused, and unproven ones fail."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

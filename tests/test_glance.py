@@ -1,7 +1,5 @@
 """`faded status`: one row per audit, from its verdict, its headline and git."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

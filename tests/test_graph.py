@@ -1,7 +1,5 @@
 """DVC's graph, what is stale, and what a crash leaves."""
 
-from __future__ import annotations
-
 import compileall
 import json
 import os

@@ -1,7 +1,5 @@
 """Items that belong together, like prompts of one template: intervals are for new groups like these."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

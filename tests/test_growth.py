@@ -1,7 +1,5 @@
 """Very many items and probes: samples, and intervals that allow for them. Limits are lowered to make tests quick."""
 
-from __future__ import annotations
-
 import re
 from importlib import import_module
 from typing import Any

@@ -1,7 +1,5 @@
 """Models on common probes: counted by hand, with correct intervals, and only on common probes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

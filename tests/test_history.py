@@ -1,7 +1,5 @@
 """`faded history`: results from git, changes between them by dvc.lock, and the drift of the failure rate."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """How often cells occur in use is a distribution, and rates in use are right from probes that are drawn evenly."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from itertools import product

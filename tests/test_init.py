@@ -1,7 +1,5 @@
 """`faded init`: what it asks, checks and writes; a refusal leaves nothing, and a kill nothing half-written."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

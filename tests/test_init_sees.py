@@ -1,7 +1,5 @@
 """`faded init`: what it recognises about models, data and labels, and which files it puts under an audit's inputs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """Production inputs are kept as they come, and can be measured."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

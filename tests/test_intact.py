@@ -1,7 +1,5 @@
 """Poisoned outputs: if any output of a finished audit has other bytes, it is named and nothing is concluded."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

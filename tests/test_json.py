@@ -1,7 +1,5 @@
 """`--json`: the facts of a command as one documented document on standard output, errors too, with the same codes."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

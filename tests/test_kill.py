@@ -3,8 +3,6 @@
 That it ends like an undisturbed run: test_sharded_audit.py, and test_faults.py for each stage.
 """
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import time

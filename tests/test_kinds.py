@@ -1,7 +1,5 @@
 """Kinds of items by embeddings: found equally everywhere, named if they fail, repaired and measured."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A stored answer of DVC is reused only while nothing that it depends on has changed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

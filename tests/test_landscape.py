@@ -1,7 +1,5 @@
 """The estimated landscape against the truth: error, coverage, and the effect of adaptive sampling."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The light of a verdict: green only where all that was found lies within bounds that somebody set."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

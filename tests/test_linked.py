@@ -1,7 +1,5 @@
 """Linked folders in inputs: their content counts as much as that of the inputs themselves."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

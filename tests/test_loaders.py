@@ -1,7 +1,5 @@
 """load.py beside a repaired classifier: libraries alone load it, prepare its pictures and answer as Faded does."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Workers without access to the driver's files: clones that share only a DVC remote."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import re

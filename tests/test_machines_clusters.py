@@ -1,7 +1,5 @@
 """Whole audits on machines that share an S3-compatible remote on loopback and a Dask or Ray cluster."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Microscopic exploration: the nearest failures on tasks where they are known, and what the report says of them."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

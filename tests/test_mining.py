@@ -1,7 +1,5 @@
 """Mining: hidden weaknesses are found, others are not named, and the result can be audited."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """Model-based search and its rivals on planted failures: finds, budgets, and the proposer they leave behind."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

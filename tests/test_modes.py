@@ -1,7 +1,5 @@
 """Failure modes have to name the planted failures."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

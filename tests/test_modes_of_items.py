@@ -1,7 +1,5 @@
 """Failure modes for some items only: found, confirmed against all others, repaired and measured."""
 
-from __future__ import annotations
-
 import sys
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The list of mutants (`make mutants`) fits the code."""
 
-from __future__ import annotations
-
 from tests.mutants import LIST, ROOT, problem, read
 
 

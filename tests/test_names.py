@@ -1,7 +1,5 @@
 """A class or public function name means one thing, so that whoever reads it knows which it is."""
 
-from __future__ import annotations
-
 import ast
 from collections import defaultdict
 

@@ -1,7 +1,5 @@
 """Tables hold in 80 columns with the longest real names: no word is broken, and nothing is cut off."""
 
-from __future__ import annotations
-
 import io
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """Further results of re-evaluate: the model a second time, the task's own measures, and invalid probes."""
 
-from __future__ import annotations
-
 import re
 import sys
 

@@ -1,7 +1,5 @@
 """Notifications, through Prefect's own blocks, to servers on loopback."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import queue

@@ -1,7 +1,5 @@
 """A kind of model in a package outside has every command, without an edit in Faded."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Custom tasks and concepts: the documentation's examples run."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import ModuleType

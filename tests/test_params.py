@@ -1,7 +1,5 @@
 """params.yaml: all errors are reported at once, with where, what was found and what was expected."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

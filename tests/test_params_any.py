@@ -3,8 +3,6 @@
 FADED_HYPOTHESIS=nightly draws 10,000 cases for each property.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import os

@@ -1,7 +1,5 @@
 """Reports on models that draw: bias bars, contact sheets, prompts, pictures of two models, best and worst cells."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """The yardstick for scanners: where its plants are is known exactly, and its rule tells good claims from bad ones."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Tasks, concepts and explorers of other distributions, and what a change to them makes stale."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Learnt policies as proposers: their probabilities agree with their draws and choices, and they survive the disk."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """PostgreSQL as Prefect's database: audits, schedules and their history survive a restart."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

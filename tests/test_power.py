@@ -1,7 +1,5 @@
 """Which changes test items can show, compared with the intervals of simulated repairs."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

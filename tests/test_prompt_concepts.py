@@ -1,7 +1,5 @@
 """Slots, the words that may fill them, and the resulting prompts."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

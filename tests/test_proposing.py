@@ -1,7 +1,5 @@
 """Concepts that a model proposes: only those with an effect enter, marked as proposed, and no request is repeated."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

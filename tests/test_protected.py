@@ -1,7 +1,5 @@
 """Groups of people in tables: an estimator does not learn them, whom it fails is named, and thresholds repair it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

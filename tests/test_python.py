@@ -1,7 +1,5 @@
 """The Python interface: `import faded`, an audit of a function, and the same audit in the pipeline."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The way of rated examples: named in the landscape, rated in the terminal, given to a repair that learns."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Ratings in force: the task judged by them, its ledger and landscape, the report, and params.yaml."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Ratings in a whole audit: learnt from its decisions, used by search and verdict, and refused if they do not fit."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

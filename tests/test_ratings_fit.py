@@ -1,7 +1,5 @@
 """Learning from ratings: the chosen map, its estimated error, and when nothing is learnt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

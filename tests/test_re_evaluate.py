@@ -1,7 +1,5 @@
 """The verdict on a repair: gates, paired differences, moved failures, and the items they are based on."""
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """What stages pass on: outputs appear whole, records are read as they were written, and anything else is refused."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

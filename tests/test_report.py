@@ -1,7 +1,5 @@
 """The reports: self-contained, deterministic, safe with hostile text, and working in a browser."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

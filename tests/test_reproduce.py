@@ -1,7 +1,5 @@
 """Reproduction: the audit of a bundle again, how its numbers compare, and the statement that says so."""
 
-from __future__ import annotations
-
 import base64
 import importlib
 import json

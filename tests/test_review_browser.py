@@ -1,7 +1,5 @@
 """The review page in a real browser: by keyboard, on a phone, from a file, and what it keeps of a draft."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The command `faded review`: it serves until a decision is recorded, or records one from a file."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

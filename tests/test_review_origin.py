@@ -1,7 +1,5 @@
 """A reviewer's browser reveals nothing about the review page to another port or program of the machine."""
 
-from __future__ import annotations
-
 import errno
 import socket
 from collections.abc import Callable, Iterator

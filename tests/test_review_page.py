@@ -1,7 +1,5 @@
 """The review page: what it shows and saves, and that it loses and overwrites nothing."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

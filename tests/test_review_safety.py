@@ -1,7 +1,5 @@
 """Only the reviewer can reach the review page, and nothing in a model's words or in data can act on it."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import os

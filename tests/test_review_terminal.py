@@ -3,8 +3,6 @@
 Its questions about examples are in test_rated_examples.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

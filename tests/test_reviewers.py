@@ -1,7 +1,5 @@
 """Reviewers with keys: `faded reviewers`, decisions signed with the reviewer's key, and links for one reviewer."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

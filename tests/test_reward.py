@@ -1,7 +1,5 @@
 """Rewards: each component pays what it should, and none counts as a failure."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Stages on Dask and Ray, with GPUs that are only declared: order, devices, and the effect of a kill."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """prefect.yaml: its content, how it is edited, and that a real server accepts it."""
 
-from __future__ import annotations
-
 import difflib
 import shutil
 from datetime import UTC, datetime

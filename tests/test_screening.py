@@ -1,7 +1,5 @@
 """Screening on tasks with planted weaknesses: each concept alone, by groups of items, and whether it has an effect."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """The repeated checks of `faded serve`: runs that died, wait, crash or do not start, and decisions."""
 
-from __future__ import annotations
-
 import contextvars
 import io
 import threading

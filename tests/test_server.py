@@ -1,7 +1,5 @@
 """The Prefect servers that Faded starts: access, the runs of its worker, and what happens when they die."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import io

@@ -1,7 +1,5 @@
 """An audit with a divided search: `faded shard`, the stages, DVC's graph, and a share that is killed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A search divided among workers: the division, and that the whole is the sum of its shares."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Shifts of landscape and policy have to show where failures moved, and how far chance alone moves them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

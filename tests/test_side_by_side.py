@@ -1,7 +1,5 @@
 """Several results side by side: which are chosen, what is shown, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 import flows.views.side_by_side

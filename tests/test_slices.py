@@ -1,7 +1,5 @@
 """Failures by attribute: rates, their test, gates, what distinguishes items, and where the rates are shown."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Sequence

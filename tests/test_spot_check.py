@@ -1,7 +1,5 @@
 """A spot check by people: drawn as probes occur in use, read strictly, and a rate corrected by it that holds."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Two oracles are independent of the analysis in `stages.core.reach`: files edited
 make stale, and the code that really runs in an audit.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Outputs of summarize besides the landscape: the policy's view, and examples of each mode, also as a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A deployed audit waits for a person without a process, on a real Prefect server with toy stages."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

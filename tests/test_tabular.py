@@ -1,7 +1,5 @@
 """A fourth kind of model: rows of measurements, in one folder that would also work in another distribution."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

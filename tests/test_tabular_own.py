@@ -1,7 +1,5 @@
 """A user's own model of a table: a function, a skops file, an ONNX file; rows with text, gaps and dates."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Texts in both reports: changes are marked, long texts are folded, and a model's words are never executed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`faded tune`: its measurements and recommendation, and that it writes only what it recommends."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

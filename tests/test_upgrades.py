@@ -1,7 +1,5 @@
 """What an upgrade makes stale in a workspace, and what happens to hand-written audits."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """`faded usage`: what is in force, how common levels are in production inputs, and what it writes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from types import SimpleNamespace

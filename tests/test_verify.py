@@ -1,7 +1,5 @@
 """The checks of a bundle: every single change is reported with its name, and unknown content is refused."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The wheel, installed into an environment without access to this repository."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

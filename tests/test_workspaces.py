@@ -1,7 +1,5 @@
 """Custom workspaces: stages run from the installed package, and nothing of the user's is touched."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

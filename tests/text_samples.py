@@ -1,7 +1,5 @@
 """Inputs of the reports of a summarizer: articles, their changed texts, and summaries of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from stages.concepts import Concept

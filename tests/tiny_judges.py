@@ -1,7 +1,5 @@
 """Small pictures, and judges of them, without network or training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

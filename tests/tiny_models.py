@@ -1,7 +1,5 @@
 """Language models small enough to build in a test: random weights, a few hundred tokens, no network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Text-to-image pipelines small enough to build in a test: random weights, a tokenizer of letters, no network."""
 
-from __future__ import annotations
-
 import functools
 import json
 import shutil

@@ -8,8 +8,6 @@ that users would run there: `faded prefetch` and `faded audit`. Results are kept
 stale. Writes paper.html and paper.md there, with all audits that have results.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -4,8 +4,6 @@ The paper shows the landscape of a model over its concepts, how failures change 
 the model fails. Here a landscape is a failure rate, not the probability that an agent chooses an action.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

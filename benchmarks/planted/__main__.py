@@ -1,7 +1,5 @@
 """Runs scanners on the models, and prints how they did; see the package."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The rule by which claims about a model are judged, against the truth of all of its pairs of item and cell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -5,8 +5,6 @@ it answers wrongly inside the plant, at random with a known probability, so that
 knows the plant by the changed item itself, which nothing but the model sees.
 """
 
-from __future__ import annotations
-
 import string
 import zlib
 from collections.abc import Callable, Mapping, Sequence

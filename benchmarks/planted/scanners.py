@@ -5,8 +5,6 @@ and see the label and the levels of each as columns: half of the rows to find sl
 exact test, adjusted by Holm) and to state rates.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 To an explorer each is a task like any other. Only the evaluation may use its `true_rates` and `modes`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measures of the study, always against the exact truth."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

@@ -1,7 +1,5 @@
 """The tables and the figure of docs/research.md, from all results: `python -m benchmarks.study.report`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run one explorer of the study on all landscapes and seeds: `python -m benchmarks.study.run EXPLORER`."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

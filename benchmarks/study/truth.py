@@ -1,7 +1,5 @@
 """Enumerate a real model once: `python -m benchmarks.study.truth NAME` queries every item under every cell."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What commands that help to choose an audit's settings have to know about this kind; no stage imports it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
