@@ -159,8 +159,9 @@ def _aside(function: str, *given: object) -> Any:
 def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     """Run the stale stages of these audits, and publish the results.
 
-    As a run of a deployment, it waits for the workspace, is suspended while a person has to decide, and ends in a
-    state whose message reports how it ended.
+    As a run of a deployment, it waits for the workspace, is suspended while a person has to decide, and ends in a state
+    whose message reports how it ended. Raises AuditFailed if a stage or a gate failed; the other audits have continued
+    as far as possible.
 
     Args:
         runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
@@ -168,9 +169,6 @@ def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     Returns:
         The last state. Its data, which a caller gets, is one result per stage that was stale or depends on a stale
         one; for a deployment's run there is none.
-
-    Raises:
-        AuditFailed: if a stage or a gate failed; the other audits have continued as far as possible.
     """
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)

@@ -179,13 +179,12 @@ def _end_group(group: int, token: str) -> bool:
 def aside(function: str, *given: object) -> Any:
     """Call a function in another process, which dies with this one.
 
+    Raises a FadedError as the function does, and an InfrastructureError if it raises anything else, or the process is
+    killed.
+
     Args:
         function: its name, "module:function", as importing the module would take the memory.
         given: its arguments; as its result, they are pickled.
-
-    Raises:
-        FadedError: as the function does.
-        InfrastructureError: if it raises anything else, or the process is killed.
     """
     done = subprocess.run(
         [sys.executable, "-P", "-m", "flows.start.child", str(os.getpid()), "flows.processes"],

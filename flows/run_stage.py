@@ -125,15 +125,13 @@ def finished(audit: str, results: Sequence[StageResult]) -> bool:
 def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None) -> StageResult:
     """Let DVC bring one stage up to date.
 
+    Raises a UsageError if the stage reports invalid input (exit code 2): another run would not help; a RejectedError if
+    a person rejected the landscape (collect_feedback only, exit code 1); a BugError if it fails in an unforeseen way:
+    another run would not help either; an UnavailableError if a service it needs does not respond; the stage itself has
+    already retried; an InfrastructureError if it ends in any other way: killed, out of memory, a full disk.
+
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
-
-    Raises:
-        UsageError: if the stage reports invalid input (exit code 2): another run would not help.
-        RejectedError: if a person rejected the landscape (collect_feedback only, exit code 1).
-        BugError: if it fails in an unforeseen way: another run would not help either.
-        UnavailableError: if a service it needs does not respond; the stage itself has already retried.
-        InfrastructureError: if it ends in any other way: killed, out of memory, a full disk.
     """
     started = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)

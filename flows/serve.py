@@ -50,12 +50,11 @@ _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
 def serve(params: Params, console: Console, *, port: int | None = None, review: bool = True) -> None:
     """Serve the workspace until Ctrl-C or SIGTERM.
 
+    Raises a UsageError if `faded serve` is already running here, or the work pool belongs to another workspace; an
+    InfrastructureError if the Prefect server cannot be reached or started.
+
     Args:
         port: port of our own Prefect server; by default the last one, 4200 at first, or another if that is taken.
-
-    Raises:
-        UsageError: if `faded serve` is already running here, or the work pool belongs to another workspace.
-        InfrastructureError: if the Prefect server cannot be reached or started.
     """
 
     def refuse(process: str) -> None:

@@ -28,12 +28,11 @@ def check_audits(
 ) -> None:
     """Check the explorers, tasks and repairs of the named audits; params.yaml itself was validated when it was read.
 
+    Raises a UsageError with one line per error.
+
     Args:
         elsewhere: whether stages run on other machines, so that a GPU missing on this one is not an error.
         gpus: counts the GPUs of the machine that runs the stages, which takes a moment; None if they are unknown.
-
-    Raises:
-        UsageError: with one line per error.
     """
     errors: list[str] = []
     checks = (
@@ -57,11 +56,10 @@ def check_audits(
 def check_api_keys(params: Params, names: Iterable[str]) -> None:
     """Refuse audits of which a served model or judge has no key in this environment, before time is spent on them.
 
+    Raises a UsageError with one line per key.
+
     Args:
         names: names of audits whose models are about to be queried from here.
-
-    Raises:
-        UsageError: with one line per key.
     """
     errors: dict[str, None] = {}
     for name in names:

@@ -43,9 +43,7 @@ def main(audit: str) -> None:
 def by_person(audit: str, now: Standing, modes: Sequence[ModeRecord]) -> Plan:
     """Merge the decisions made so far into a plan.
 
-    Raises:
-        RejectedError: if a reviewer rejected the landscape.
-        DecisionNeeded: if more reviewers have to decide.
+    Raises a RejectedError if a reviewer rejected the landscape, and DecisionNeeded if more reviewers have to decide.
     """
     if (no := now.rejection) is not None:
         raise RejectedError(

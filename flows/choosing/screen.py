@@ -42,9 +42,8 @@ _VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "ye
 def screen_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
     """Probe each concept of an audit alone, and print the failures and effects; also write them as a page.
 
-    Raises:
-        UsageError: if there are too few probes for the concepts.
-        FadedError: if the model under test cannot be prepared.
+    Raises a UsageError if there are too few probes for the concepts, and a FadedError if the model under test cannot be
+    prepared.
     """
     with exclusive():
         found, _ = sweep_concepts(params, name, probes, console)
@@ -55,14 +54,11 @@ def screen_audit(params: Params, name: str, probes: int | None, console: Console
 def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> tuple[Sweep, float]:
     """Prepare the model and its items, and sweep the audit's concepts; the caller holds the workspace's lock.
 
-    Returns the sweep, and the seconds that a probe takes.
+    Returns the sweep, and the seconds that a probe takes. Raises a UsageError if there are too few probes for the
+    concepts, and a FadedError if the model or the data cannot be prepared.
 
     Args:
         probes: largest number of unique probes; None to derive it from the duration of a probe.
-
-    Raises:
-        UsageError: if there are too few probes for the concepts.
-        FadedError: if the model or the data cannot be prepared.
     """
     audit = healed_audit(params, name, console)
     with stopping_on_signals():

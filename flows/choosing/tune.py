@@ -44,9 +44,8 @@ DTYPES = ("float32", "bfloat16")
 def tune_audit(params: Params, name: str, settings: Settings, write: bool, console: Console) -> None:
     """Measure, show and on request write the fastest settings for the model of an audit.
 
-    Raises:
-        UsageError: if params.yaml is invalid or cannot be edited, or the model is behind HTTP.
-        FadedError: if the model under test cannot be prepared.
+    Raises a UsageError if params.yaml is invalid or cannot be edited, or the model is behind HTTP; a FadedError if the
+    model under test cannot be prepared.
     """
     audit = params.audit(name)
     if is_served(audit.prepare.get("model")):  # perhaps paid for, and nothing about this machine

@@ -31,9 +31,8 @@ def show_or_measure(
 ) -> None:
     """Print the usage of an audit, or measure it on production inputs and on request write it to params.yaml.
 
-    Raises:
-        UsageError: if the inputs cannot be read, nothing can be measured, or the result cannot be written.
-        FadedError: if the model under test cannot be prepared.
+    Raises a UsageError if the inputs cannot be read, nothing can be measured, or the result cannot be written; a
+    FadedError if the model under test cannot be prepared.
     """
     if source is None and (write or column is not None):
         raise UsageError(f"{'--write' if write else '--column'} needs --from PATH, the production inputs to measure")

@@ -122,11 +122,10 @@ def open_workspace(
 ) -> "tuple[Params, list[str]]":
     """Enter the workspace, and return its checked params.yaml and the names of audits, or of their presets if named.
 
+    Raises a UsageError if there is no such audit or preset, or a preset is combined with all audits.
+
     Args:
         to_run: whether the audits are to be run: new ones are checked before any folder is made for them.
-
-    Raises:
-        UsageError: if there is no such audit or preset, or a preset is combined with all audits.
     """
     from flows.workspace import bring_up_to_date, enter_workspace
     from stages.params import DATA, load_params

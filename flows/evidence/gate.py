@@ -98,17 +98,16 @@ class GateResult:
 def run_gate(params: Params, audit: str, against: str | None, tolerance: float, *, first: bool = False) -> GateResult:
     """Compare the workspace's result with that of a revision.
 
+    Raises NoResults if there is nothing to compare with, unless `first`; a UsageError if the workspace's result is
+    stale, the revision failed, or the runs differ in more than the model; an InfrastructureError if outputs differ from
+    what stages wrote, or the evidence does not hold.
+
     Args:
         against: a git revision at which the audit did not fail; None takes the newest commit in which it passed,
             whoever decided there.
         tolerance: for failure rates and clean quality, as a share.
         first: whether only the workspace's own verdict counts if there is nothing to compare with. A revision that is
             named and whose dvc.lock names results is something, even where their bytes are missing.
-
-    Raises:
-        NoResults: if there is nothing to compare with, unless `first`.
-        UsageError: if the workspace's result is stale, the revision failed, or the runs differ in more than the model.
-        InfrastructureError: if outputs differ from what stages wrote, or the evidence does not hold.
     """
     proven_evidence(params, audit)
     notes: list[str] = []

@@ -71,14 +71,11 @@ class Reproduced:
 def reproduce_bundle(path: Path, say: Callable[[str], None]) -> Reproduced:
     """Run a bundle's audit again, and compare the results with the bundle's.
 
-    The current folder is the workspace. A killed run resumes after the last stage that it finished.
+    The current folder is the workspace. A killed run resumes after the last stage that it finished. Raises a UsageError
+    if the bundle does not hold, or code or inputs here are not those it names; an InfrastructureError if a stage fails.
 
     Args:
         say: called with each line of what the stages print.
-
-    Raises:
-        UsageError: if the bundle does not hold, or code or inputs here are not those it names.
-        InfrastructureError: if a stage fails.
     """
     if problems := problems_of(path):
         raise UsageError(f"{path} does not hold, so there is nothing to reproduce: {problems[0]}")

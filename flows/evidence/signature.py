@@ -31,9 +31,7 @@ def known_dir() -> Path:
 def machine_key() -> Any:
     """The key that signs this user's bundles, created at first use; its public half is added to the known keys.
 
-    Raises:
-        UsageError: if its file is not a supported key.
-        InfrastructureError: if it cannot be read or written.
+    Raises a UsageError if its file is not a supported key, and an InfrastructureError if it cannot be read or written.
     """
     key = private_key(MACHINE)
     public, path = public_pem(key), known_dir() / f"{MACHINE}.pem"
@@ -48,11 +46,10 @@ def machine_key() -> Any:
 def known_keys(files: Iterable[Path] | None = None) -> dict[str, str]:
     """Public keys by their ids, each with a name for people.
 
+    Raises a UsageError if one of the files has no key.
+
     Args:
         files: PEM files; by default all in `known_dir`.
-
-    Raises:
-        UsageError: if one of the files has no key.
     """
     if files is None:
         return {key.keyid: path.stem for path in sorted(known_dir().glob("*.pem")) for key in read_public_keys(path)}
@@ -62,11 +59,10 @@ def known_keys(files: Iterable[Path] | None = None) -> dict[str, str]:
 def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
     """Read a private key from a PEM file.
 
+    Raises a UsageError if it is not a supported key, or the passphrase is wrong.
+
     Args:
         passphrase: called only if the key is encrypted.
-
-    Raises:
-        UsageError: if it is not a supported key, or the passphrase is wrong.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -117,12 +113,11 @@ def _pem(path: Path) -> bytes:
 def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = None) -> tuple[dict[str, Any], str]:
     """Sign a statement; return the envelope as plain data, and the key's id.
 
+    Raises a UsageError if the key's kind is not one of `KINDS`.
+
     Args:
         earlier: a valid envelope. Its signatures are kept, and so is its time if that is not in the future: another
             signature does not make evidence newer.
-
-    Raises:
-        UsageError: if the key's kind is not one of `KINDS`.
     """
     from securesystemslib.dsse import Envelope
 

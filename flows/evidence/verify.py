@@ -79,13 +79,12 @@ def verify_bundle(
 ) -> list[Check]:
     """Check a bundle's contents against each other, and against keys and a model folder if they are given.
 
+    Raises a UsageError if it is not a bundle, or a key or the folder cannot be read.
+
     Args:
         keys: files of public keys (PEM). With them, a signature by one of these is required; without, only the result
             distinguishes keys that this user knows from others.
         model: a folder that has to contain the model that the verdict is about.
-
-    Raises:
-        UsageError: if it is not a bundle, or a key or the folder cannot be read.
     """
     set_defaults(POT_BACKEND_DISABLE_PYTORCH="1")  # POT would import torch, which takes seconds for nothing
     if model is not None and not model.is_dir():

@@ -271,9 +271,7 @@ def keep_evidence(params: Params, audit: str) -> tuple[Path | None, str | None]:
 def evidence_of(params: Params, audit: str) -> Path:
     """The bundle of a finished audit, written if it is missing.
 
-    Raises:
-        UsageError: if the audit is not finished.
-        DamagedError: if outputs differ from what its stages wrote.
+    Raises a UsageError if the audit is not finished, and a DamagedError if outputs differ from what its stages wrote.
     """
     params.audit(audit)
     read_graph()  # records custom tasks' code, which no file that DVC watches covers
@@ -286,9 +284,8 @@ def evidence_of(params: Params, audit: str) -> Path:
 def proven_evidence(params: Params, audit: str) -> Path:
     """The bundle of a finished audit after all the checks of `faded verify`, signed if possible.
 
-    Raises:
-        UsageError: if the audit is not finished.
-        DamagedError: if outputs differ from what its stages wrote, or the bundle does not hold.
+    Raises a UsageError if the audit is not finished, and a DamagedError if outputs differ from what its stages wrote,
+    or the bundle does not hold.
     """
     path = evidence_of(params, audit)
     if problems := problems_of(path):
@@ -313,15 +310,12 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     """Write the repaired model of a finished audit to a folder, which appears whole or not at all.
 
     An adapter is exported as an adapter; its card names the base it needs. Returns the bundle that was put beside it.
+    Raises a UsageError if the folder is not empty, the audit has no repair, or it is not finished; a NotPassedError if
+    it did not pass; an InfrastructureError if outputs differ from what stages wrote, or the evidence does not hold.
 
     Args:
         force: export it also if it did not pass: a gate failed, could not be judged, or none is set.
         key: a private key that signs the folder for tools of others, see `sign_model`.
-
-    Raises:
-        UsageError: if the folder is not empty, the audit has no repair, or it is not finished.
-        NotPassedError: if it did not pass.
-        InfrastructureError: if outputs differ from what stages wrote, or the evidence does not hold.
     """
     params.repair(audit)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

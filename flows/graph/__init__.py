@@ -105,14 +105,12 @@ class Graph:
 def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     """Query DVC once for all stages and their state, under its lock, so that no stage is read while it is written.
 
-    If nothing changed since the last query, its stored answer is used (flows/graph/known_graph.py).
+    If nothing changed since the last query, its stored answer is used (flows/graph/known_graph.py). Raises a UsageError
+    if dvc.yaml or .dvc is missing or invalid, and an InfrastructureError if another process holds outputs of a stage,
+    unless `looks`.
 
     Args:
         looks: whether nothing will be run, so that a stage that a process is running is reported as `RUNS_NOW`.
-
-    Raises:
-        UsageError: if dvc.yaml or .dvc is missing or invalid.
-        InfrastructureError: if another process holds outputs of a stage, unless `looks`.
     """
     asked, memory = time.time_ns(), Memory(root, dvc_root(root))
     if (known := memory.recall(looks=looks)) is not None:

@@ -38,12 +38,11 @@ if TYPE_CHECKING:
 def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
     """Update code.json of all audits, and their entries in dvc.lock; the caller holds DVC's lock.
 
+    Raises a UsageError if a file cannot be written.
+
     Args:
         ours: path of the workspace's dvc.yaml in the repository.
         looks: whether to leave dvc.lock unchanged.
-
-    Raises:
-        UsageError: if a file cannot be written.
     """
     stages = [stage for stage in repo.index.stages if stage.path_in_repo == ours and stage_kind(stage) == STAGE]
     params, code, named = load_params(root / PARAMS), None, []

@@ -180,11 +180,10 @@ def _model(questions: Questions) -> tuple[str | None, Model]:
 def look_at_model(given: str, questions: Questions) -> tuple[str | None, Model]:
     """Recognise a model, and its kind if its files show it.
 
+    Raises a UsageError if there is nothing of that name, or it is not a model that Faded reads.
+
     Args:
         given: a file, a folder, ORG/NAME of a hub, a URL, or a name that some kind defines.
-
-    Raises:
-        UsageError: if there is nothing of that name, or it is not a model that Faded reads.
     """
     if re.match(r"https?://", given):
         return None, _behind(given)

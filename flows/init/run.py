@@ -96,12 +96,11 @@ class Options:
 def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) -> None:
     """Ask, inspect, write an audit, and sweep its concepts.
 
+    Raises a UsageError if an answer is missing or unusable; params.yaml is unchanged then, and a FadedError if the
+    model cannot be prepared for another reason; the same command resumes from there.
+
     Args:
         folder: a folder in a git repository; if it, or one above it, has audits, the new one is added there.
-
-    Raises:
-        UsageError: if an answer is missing or unusable; params.yaml is unchanged then.
-        FadedError: if the model cannot be prepared for another reason; the same command resumes from there.
     """
     workspace = _workspace(folder)
     check_folder(workspace)
@@ -148,11 +147,10 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
     """Make a folder a workspace without an audit, for audits written by hand.
 
+    Raises a UsageError if an audit is described, or the folder cannot become a workspace.
+
     Args:
         folder: a folder in a git repository; an existing params.yaml with audits is kept.
-
-    Raises:
-        UsageError: if an audit is described, or the folder cannot become a workspace.
     """
     given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
     given += [f"--{name}" for name in ("budget", "probes") if getattr(options, name)]

@@ -118,12 +118,11 @@ def decide(
 ) -> DecisionOutcome:
     """Record a decision, signed if the audit lists keys, resume the runs that wait for it, and say what comes next.
 
+    Raises a UsageError as in `record_decision` and `signer`; AlreadyDecided also if the time is up.
+
     Args:
         revise: whether it replaces an earlier decision.
         seen: SHA-256 of the decisions that the person was shown, if any; see `record_decision`.
-
-    Raises:
-        UsageError: as in `record_decision` and `signer`; AlreadyDecided also if the time is up.
     """
     from stages.decisions import identity_of, listed_keys, record_decision, standing
 

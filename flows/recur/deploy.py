@@ -43,9 +43,8 @@ LATE = timedelta(hours=1)  # that a run may wait for its start before people are
 def apply(entries: Sequence[Entry]) -> list[str]:
     """Update the server to match prefect.yaml: work pool, deployments, automations; return sentences for people.
 
-    Raises:
-        UsageError: if the work pool or a deployment belongs to another workspace.
-        InfrastructureError: if the server refuses.
+    Raises a UsageError if the work pool or a deployment belongs to another workspace, and an InfrastructureError if the
+    server refuses.
     """
     from prefect.client.orchestration import get_client
 

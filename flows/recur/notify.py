@@ -67,12 +67,11 @@ def _notify(subject: str, text: str) -> bool:
 def set_url(kind: Kind, url: str) -> str:
     """Save an address for notifications as a block on the server, use it from now on, and return its name there.
 
+    Raises a UsageError if the URL does not fit its kind.
+
     Args:
         url: an incoming webhook of Slack; any URL to which JSON is posted (text, subject, body); or mailtos://... with
             the mail server, in Apprise's format.
-
-    Raises:
-        UsageError: if the URL does not fit its kind.
     """
     from apprise import Apprise
     from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
@@ -135,9 +134,7 @@ def current() -> str | None:
 def send_test() -> None:
     """Send a message through the block in use.
 
-    Raises:
-        UsageError: if none is set.
-        InfrastructureError: if the message was refused or did not arrive.
+    Raises a UsageError if none is set, and an InfrastructureError if the message was refused or did not arrive.
     """
     slug = current()
     if slug is None:

@@ -159,12 +159,11 @@ def add_missing(params: Params) -> list[str]:
 def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | None = None) -> Entry:
     """Write an audit's schedule to prefect.yaml; nothing else in the file is changed.
 
+    Raises a UsageError if there is no such audit, cron or timezone is invalid, or there is no schedule to turn off.
+
     Args:
         cron: five fields; None turns the schedule off and keeps it for later.
         timezone: IANA name; by default the schedule's current one.
-
-    Raises:
-        UsageError: if there is no such audit, cron or timezone is invalid, or there is no schedule to turn off.
     """
     params.audit(audit)
     found = _deployment(_read(), audit)

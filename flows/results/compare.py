@@ -73,14 +73,12 @@ class Run:
 def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
     """Read an audit's results at a revision, from git and DVC's cache.
 
+    Raises NoResults if it has no results here; a UsageError if there is no such revision, or this version cannot read
+    its results; an InfrastructureError if a file that DVC has differs from the hash in the revision's dvc.lock.
+
     Args:
         revision: a git revision, or `WORKSPACE`.
         repaired: whether to read the evaluation of its repair too.
-
-    Raises:
-        NoResults: if it has no results here.
-        UsageError: if there is no such revision, or this version cannot read its results.
-        InfrastructureError: if a file that DVC has differs from the hash in the revision's dvc.lock.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -155,11 +153,10 @@ def _missing(revision: str, audit: str, path: Path) -> NoResults:
 def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     """Refuse to compare runs that differ in more than the model.
 
+    Raises a UsageError with every difference.
+
     Args:
         more: further fields of provenance.json that have to be the same.
-
-    Raises:
-        UsageError: with every difference.
     """
     pairs: list[tuple[str, Any, Any]] = [
         ("concepts", grid_of(a), grid_of(b)),

@@ -87,13 +87,11 @@ class ProbeQuery:
 class ProbeTable:
     """The probes of an audit as one table.
 
-    The number of a probe is its row, which stays the same until a stage runs again.
+    The number of a probe is its row, which stays the same until a stage runs again. Raises a UsageError if the
+    landscape or the probes are missing.
 
     Args:
         here: records of an audit with a landscape.
-
-    Raises:
-        UsageError: if the landscape or the probes are missing.
     """
 
     def __init__(self, here: AuditFolder) -> None:

@@ -71,9 +71,7 @@ def talking_to(api: str) -> AbstractContextManager[Any]:
 def prefect_link() -> str:
     """Request a link from the server of `faded serve` that opens its pages once, in one browser.
 
-    Raises:
-        UsageError: if none runs here.
-        InfrastructureError: if it returns no link.
+    Raises a UsageError if none runs here, and an InfrastructureError if it returns no link.
     """
     import httpx
 

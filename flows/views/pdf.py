@@ -16,9 +16,7 @@ SECONDS = 120
 def print_summary(page: Path, out: Path) -> None:
     """Print the first page of a report as a PDF, which appears whole or not at all.
 
-    Raises:
-        UsageError: if no browser is found.
-        InfrastructureError: if it prints nothing.
+    Raises a UsageError if no browser is found, and an InfrastructureError if it prints nothing.
     """
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:

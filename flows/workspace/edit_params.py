@@ -40,14 +40,13 @@ def edited(
 ) -> str:
     """The text of a YAML file after a change.
 
+    Raises a LayoutError if this cannot be done without changing other lines.
+
     Args:
         change: changes the content, a mapping, in place. It is called twice: on the edited document, and on a plain
             copy that gives the expected result.
         written: applied to each line that is rewritten.
         shared: whether content that others share by an alias may change with it.
-
-    Raises:
-        LayoutError: if this cannot be done without changing other lines.
     """
     try:
         expected = yaml.safe_load(text) or {}

@@ -99,12 +99,11 @@ def add_folders(folder: Path, name: str, *, repair: bool) -> None:
 def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping[str, Any] | None = None) -> None:
     """Add an audit to a workspace: its folders and, atomically, its blocks in params.yaml.
 
+    Raises a UsageError if the name is taken, the blocks are invalid, or params.yaml's layout cannot take them.
+
     Args:
         audit: its block, as in `AuditConfig`.
         repair: the block of its repair, as in `RepairConfig`; None for no repair.
-
-    Raises:
-        UsageError: if the name is taken, the blocks are invalid, or params.yaml's layout cannot take them.
     """
     path, partial = folder / PARAMS, folder / f".{PARAMS}.new"
     text = text_of(path)

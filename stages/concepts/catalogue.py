@@ -50,12 +50,12 @@ Kind = TypeVar("Kind", bound=Change)
 def with_plugins(built_in: Mapping[str, Kind], kind: type[Kind]) -> dict[str, Kind]:
     """Combine the built-in concepts of a modality with those that other packages add by entry points.
 
+    Raises a UsageError when an entry point is not a concept, or differs in name from it, or has the name of a built-in
+    one.
+
     Args:
         built_in: concepts by name, in the order in which they are applied.
         kind: the modality's own subclass of `Change`; concepts of other modalities are skipped.
-
-    Raises:
-        UsageError: when an entry point is not a concept, or differs in name from it, or has the name of a built-in one.
     """
     catalogue = dict(built_in)
     for name, entry in sorted(plugins.entry_points_of(plugins.CONCEPTS).items()):

@@ -99,13 +99,12 @@ def _neutral(name: str, phrases: Sequence[str]) -> str | None:
 def read_templates(source: Sequence[str] | str, inputs: Path, where: str = "prepare.templates") -> list[str]:
     """Return the given templates, or read a file: one per line, skipping empty lines and those that begin with #.
 
+    Raises a UsageError when there is no such file, it is not UTF-8, or it contains no template.
+
     Args:
         source: the templates, or the name of a file under `inputs`.
         inputs: data/<audit>/inputs.
         where: the key in params.yaml, for messages.
-
-    Raises:
-        UsageError: when there is no such file, it is not UTF-8, or it contains no template.
     """
     if not isinstance(source, str):
         return [template.strip() for template in source]

@@ -92,12 +92,11 @@ class Concept:
 class ConceptSpace:
     """An ordered tuple of concepts, the grid of cells they span, and how often each cell occurs in use.
 
+    Raises a ValueError when there are no concepts, or 2^63 cells or more, which int64 cannot number.
+
     Args:
         concepts: at least one.
         usage: how often cells occur; None if all are equally common (`usage: uniform`).
-
-    Raises:
-        ValueError: when there are no concepts, or 2^63 cells or more, which int64 cannot number.
     """
 
     concepts: tuple[Concept, ...]

@@ -95,13 +95,12 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 def read_named(path: Path, digest: str, where: str, again: str = "") -> bytes:
     """Read a file that params.yaml names with its SHA-256.
 
+    Raises a UsageError if it cannot be read, or is another file.
+
     Args:
         digest: its SHA-256 by params.yaml.
         where: the block that names it, for messages.
         again: what writes both, for messages.
-
-    Raises:
-        UsageError: if it cannot be read, or is another file.
     """
     try:
         data = path.read_bytes()
@@ -296,12 +295,11 @@ def read_state(path: Path, kind: type[T]) -> T | None:
 def read_table(source: Path | bytes, where: str = "") -> pd.DataFrame:
     """Read a parquet file written by a stage.
 
+    Raises a UsageError if it is missing or cannot be read.
+
     Args:
         source: the file, or its bytes.
         where: its name in messages; by default the path.
-
-    Raises:
-        UsageError: if it is missing or cannot be read.
     """
     import pandas as pd
 
@@ -320,11 +318,10 @@ def read_table(source: Path | bytes, where: str = "") -> pd.DataFrame:
 def parquet_metadata(path: Path, where: str) -> pq.FileMetaData:
     """Read the metadata of a parquet file from outside, before its values: equal ones take no space in the file.
 
+    Raises a UsageError if it is not a parquet file, or has more than 100 million values.
+
     Args:
         where: the option or block that names it, for messages.
-
-    Raises:
-        UsageError: if it is not a parquet file, or has more than 100 million values.
     """
     import pyarrow.parquet as pq
 

@@ -40,12 +40,11 @@ def has_key(name: str) -> bool:
 def private_key(name: str) -> Any:
     """Load the Ed25519 key of that name; create it atomically if there is none yet.
 
+    Raises a UsageError if the file is not such a key, or others may read it; an InfrastructureError if it cannot be
+    read or written.
+
     Returns:
         A private key of `cryptography`, as `securesystemslib.signer.CryptoSigner` takes it.
-
-    Raises:
-        UsageError: if the file is not such a key, or others may read it.
-        InfrastructureError: if it cannot be read or written.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

@@ -30,12 +30,11 @@ def every() -> list[EntryPoint]:
 def entry_points_of(group: str, among: Iterable[EntryPoint] | None = None) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, including Faded's own, without importing any.
 
+    Raises a UsageError if two distributions use one name for different things.
+
     Args:
         group: one of `GROUPS`.
         among: the result of `every`, if the caller has it already.
-
-    Raises:
-        UsageError: if two distributions use one name for different things.
     """
     found: dict[str, EntryPoint] = {}
     for entry in (entry for entry in (every() if among is None else among) if entry.group == group):

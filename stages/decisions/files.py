@@ -120,18 +120,17 @@ def record_decision(
 ) -> DecisionFile:
     """Write a decision atomically, without ever replacing another one.
 
+    Raises a UsageError if it is for another landscape than the current one, names unknown modes or examples, lacks a
+    required reason, is by someone who could be mistaken for another, or is not signed with a listed key; AlreadyDecided
+    if the landscape needs no further decision, the reviewer has made one, or a revision would replace one that was not
+    `seen`.
+
     Args:
         params: the workspace's parameters, with the number of reviewers needed.
         revise: whether it replaces the reviewer's own decision on this landscape and a time-out, or all decisions on it
             if there is neither.
         seen: SHA-256 of the decisions on it that the reviewer was shown; a revision replaces no others.
         key: the reviewer's private key, if keys are listed; see `flows.people.signing`.
-
-    Raises:
-        UsageError: if it is for another landscape than the current one, names unknown modes or examples, lacks a
-            required reason, is by someone who could be mistaken for another, or is not signed with a listed key.
-        AlreadyDecided: if the landscape needs no further decision, the reviewer has made one, or a revision would
-            replace one that was not `seen`.
     """
     check_fits(audit, decision)
     check_said(decision)
@@ -181,12 +180,11 @@ def _of_probe(rated: ExampleRating, mode: ModeRecord, shown: Example) -> RatedPr
 def refuse_alike(reviewer: str, chain: Sequence[DecisionFile], keys: Mapping[str, str]) -> None:
     """Refuse a name that people could mistake for another reviewer's.
 
+    Raises a UsageError if it could be mistaken.
+
     Args:
         chain: the audit's decisions so far.
         keys: listed keys, by reviewer.
-
-    Raises:
-        UsageError: if it could be mistaken.
     """
     if reviewer in keys:
         return  # the name was checked when its key was listed

@@ -21,12 +21,11 @@ def read_must_pass(audit: str, space: ConceptSpace) -> list[PlannedPair]:
 def parse_must_pass(data: bytes, path: str, space: ConceptSpace) -> list[PlannedPair]:
     """Return the pairs in a table like conclude/broken.csv, which a person may have edited.
 
+    Raises a UsageError if it is not a table, or lacks a column, or names an unknown level.
+
     Args:
         path: the file's name for messages.
         space: the grid of the landscape; every level is named as people read it.
-
-    Raises:
-        UsageError: if it is not a table, or lacks a column, or names an unknown level.
     """
     import pandas as pd
 

@@ -52,9 +52,7 @@ def ruled_on(feedback: FeedbackConfig, landscape: Landscape) -> Sequence[ModeRec
     By `top-k` these are the modes, ordered by their failures beyond the overall rate. Modes are compared with all of
     use, so where one label fails more than others, they name the label. By `worst-groups` these are the groups of
     people that fail more than others of their label, or of the label that `feedback` names, ordered by failure rate.
-
-    Raises:
-        UsageError: by `worst-groups`, if the landscape knows no such groups, or none with that label.
+    Raises a UsageError by `worst-groups`, if the landscape knows no such groups, or none with that label.
     """
     if feedback.policy != "worst-groups":
         return landscape.modes

@@ -141,9 +141,8 @@ class _Agent(Configured[AgentSettings]):
     def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Learn on the prober until its budget is spent.
 
-        Raises:
-            NoLearningError: if the budget was too small for a single gradient update.
-            UsageError: if the grid has more cells than the agent may have outputs.
+        Raises a NoLearningError if the budget was too small for a single gradient update, and a UsageError if the grid
+        has more cells than the agent may have outputs.
         """
         settings = self.settings
         self._check(prober)

@@ -53,15 +53,12 @@ class LinearModel:
     """Bayesian linear regression of margins on indicators (Bishop 2006, Sec. 3.3), updated batch by batch.
 
     The time to draw from the posterior is cubic in the number of effects: 1.4 ms per probe with 1,500 effects, of 80
-    items and the pairs of 8 concepts with 7 levels.
+    items and the pairs of 8 concepts with 7 levels. Raises a UsageError for more than `MAX_EFFECTS` effects.
 
     Args:
         sizes: number of levels of each concept.
         pairs: whether pairs of levels have their own effects.
         noise, prior: standard deviations of the margin given the effects, and due to them.
-
-    Raises:
-        UsageError: for more than `MAX_EFFECTS` effects.
     """
 
     def __init__(self, n_items: int, sizes: list[int], pairs: bool, noise: float, prior: float) -> None:

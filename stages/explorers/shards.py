@@ -59,14 +59,13 @@ class Share:
 def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed: int) -> list[Share]:
     """Divide items and budget among shares: sizes differ by at most one item, budgets by that item's part and a probe.
 
+    Raises a UsageError if there are fewer items or probes than shares, or too few probes for the smallest share.
+
     Args:
         item_ids: the items of the whole search.
         n_cells: number of cells that occur in use.
         budget: unique probes of the whole search, for each role.
         seed: seed of the draw; other seeds divide the items differently.
-
-    Raises:
-        UsageError: if there are fewer items or probes than shares, or too few probes for the smallest share.
     """
     n, total = len(item_ids), min(budget, len(item_ids) * n_cells)
     for what, count in (("items of the split discover", n), ("probes of discover.budget", total)):

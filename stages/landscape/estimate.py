@@ -139,6 +139,8 @@ def estimate_landscape(
 ) -> CellRates:
     """Estimate the landscape from probes, wherever they were drawn.
 
+    Raises a ValueError without probes, or for items that are not in `item_ids`.
+
     Args:
         probes: as in probes.parquet. Estimators are judged and calibrated on those known to be drawn evenly (`role`
             control, or true in a column `uniform`); with fewer than 50, on all, weighted to represent use.
@@ -148,9 +150,6 @@ def estimate_landscape(
         like: landscape whose estimator, hyperparameters and calibration to use instead of choosing them.
         spread: False skips intervals and draws of estimated rates, which is several times faster.
         every: k, to estimate only every k-th cell.
-
-    Raises:
-        ValueError: without probes, or for items that are not in `item_ids`.
     """
     # A second thread spins more than it computes here (2 CPU-seconds against 10, measured), and sums with a fixed
     # number of threads are the same everywhere.

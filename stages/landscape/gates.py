@@ -138,14 +138,13 @@ def judge_slices(
 ) -> list[Gate]:
     """Judge all values of an attribute by the one with the highest upper bound.
 
+    Raises a UsageError if an attribute is unknown.
+
     Args:
         rates: attribute -> value -> failure rate, with intervals simultaneous for all values, because the same probes
             also select the worst value.
         changes: attribute -> value -> after minus before, also simultaneous; empty if there is no repair.
         where: the block's name for messages.
-
-    Raises:
-        UsageError: if an attribute is unknown.
     """
     if errors := unknown_attributes(gates, rates, where):
         raise UsageError("\n".join(errors))

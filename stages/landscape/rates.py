@@ -230,13 +230,11 @@ def correct(space: ConceptSpace, control: pd.DataFrame, judged: pd.DataFrame, se
     """Return the failure rate in use that people would find, from their verdicts on some of the control's probes.
 
     The interval is that of the posterior under Jeffreys' prior for each of the three rates, with the control's finite
-    number of probes taken into account. Groups of items are not resampled.
+    number of probes taken into account. Groups of items are not resampled. Raises a UsageError if a verdict is on an
+    answer that the control did not get, or there are fewer than 20.
 
     Args:
         judged: verdicts, as read by `parse_spot_check`.
-
-    Raises:
-        UsageError: if a verdict is on an answer that the control did not get, or there are fewer than 20.
     """
     cells = [tuple(cell) for cell in control[space.names].to_numpy(dtype=int).tolist()]
     failed = control["failed"].to_numpy(dtype=bool)

@@ -54,12 +54,11 @@ class Summary:
 def summarize(task: LoadedTask, found: Discover, fresh: Fresh, audit: AuditConfig) -> Summary:
     """Estimate the landscape and name its failure modes.
 
+    Raises a UsageError if there are no probes, or their table lacks a column.
+
     Args:
         found: the answers of the model under test.
         fresh: probes kept back from the search; an enumerated grid needs none.
-
-    Raises:
-        UsageError: if there are no probes, or their table lacks a column.
     """
     space, probes, ids, config, seed = task.concepts, found.probes, found.embedded.item_ids, audit.summarize, audit.seed
     check_table(probes, "the table of probes", [*PROBES, *space.names])

@@ -201,11 +201,10 @@ PATIENCE = 4  # steps per unique probe of the training, after which the agent on
 def train_and_walk(walks: WalkState, settings: WalkerSettings, seed: int) -> dict[str, Any]:
     """Train on the prober's items that do not walk (on all, if there are no others), then walk.
 
+    Raises a NoLearningError if the budget was too small for a single update, or all training items fail at the start.
+
     Returns:
         Numbers of the training, for the metrics.
-
-    Raises:
-        NoLearningError: if the budget was too small for a single update, or all training items fail at the start.
     """
     prober, moves = walks.prober, walks.moves
     trail = Trail(prober, moves, StepReward(settings.bonus, settings.cost))

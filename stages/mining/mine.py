@@ -105,11 +105,10 @@ Answer = Callable[[Sequence[WordProbe]], Sequence[Answered]]
 def mine(texts: MinableTexts, space: ConceptSpace, answer: Answer, settings: MineSettings, *, seed: int) -> Mining:
     """Mine the items of an audit.
 
+    Raises a UsageError if there are too few groups of items to divide.
+
     Args:
         answer: runs probes on the model.
-
-    Raises:
-        UsageError: if there are too few groups of items to divide.
     """
     return _Mine(texts, space, answer, settings, seed).run()
 

@@ -175,11 +175,10 @@ GLOSSARY = {
 def term(word: str, shown: str = "") -> Markup:
     """Return a word as a link to its glossary entry, which the page's script shows as a tooltip.
 
+    Raises a KeyError if the glossary does not contain the word.
+
     Args:
         shown: the form used in the sentence, if different.
-
-    Raises:
-        KeyError: if the glossary does not contain the word.
     """
     return Markup('<a class="term" href="#{0}" aria-describedby="{0}" data-tip="{1}">{2}</a>').format(
         anchor(word), GLOSSARY[word], shown or word

@@ -31,10 +31,8 @@ _NO_TEXT = ("Cc", "Cs")  # control characters, and surrogates, which UTF-8 canno
 def read_bytes(path: Path) -> bytes:
     """Read the content of a file, at most one byte more than `parse_yaml` accepts.
 
-    Raises:
-        FileNotFoundError: if it does not exist.
-        UsageError: if it is not a file, or reading it is not permitted.
-        InfrastructureError: if the disk fails.
+    Raises a FileNotFoundError if it does not exist; a UsageError if it is not a file, or reading it is not permitted;
+    an InfrastructureError if the disk fails.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file")
@@ -52,12 +50,11 @@ def read_bytes(path: Path) -> bytes:
 def parse_yaml(data: bytes, name: str) -> Any:
     """Parse YAML that consists of mappings, lists, text, finite numbers, booleans and null.
 
+    Raises a UsageError of one line, if it is or contains anything else.
+
     Args:
         data: the content of a file.
         name: the file's name, for messages.
-
-    Raises:
-        UsageError: of one line, if it is or contains anything else.
     """
     if len(data) > MAX_BYTES:
         raise UsageError(f"{name} is larger than {MAX_BYTES // 2**20} MB")
@@ -241,11 +238,10 @@ def _is_model(kind: Any) -> bool:
 def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
     """Validate a block.
 
+    Raises a UsageError with one line per error.
+
     Args:
         where: its key in params.yaml, or its file, for messages.
-
-    Raises:
-        UsageError: with one line per error.
     """
     try:
         return model.model_validate(dict(data))

@@ -181,14 +181,13 @@ def ask_proposer(
 ) -> ProposerAnswer:
     """Ask the model until its answer can be read; known answers to the same question are reused.
 
+    Raises a UsageError if no answer can be read, the model rejects the request, or max_cost is reached; an
+    InfrastructureError if the model cannot be reached.
+
     Args:
         account: where answers and their tokens are kept.
         asked: see `question`.
         pictures: PNG.
-
-    Raises:
-        UsageError: if no answer can be read, the model rejects the request, or max_cost is reached.
-        InfrastructureError: if the model cannot be reached.
     """
     account.preparing = True  # so that known answers are reused even if the model is not deterministic
     malformed: list[str] = []

@@ -184,8 +184,7 @@ _OWN = (
 def rated(task: LoadedTask, name: str, audit: AuditConfig) -> LoadedTask:
     """Wrap the task in people's ratings if the audit has `discrepancy.ratings`, otherwise return the task itself.
 
-    Raises:
-        UsageError: see `read_ratings`.
+    Raises a UsageError as `read_ratings` does.
     """
     if audit.ratings is None:
         return task

@@ -42,12 +42,11 @@ class Record(BaseModel):
     def from_json(cls, data: Any, where: str) -> Self:
         """Validate plain data.
 
+        Raises a UsageError with what is wrong.
+
         Args:
             data: plain data, as returned by `to_json`.
             where: the file it comes from, for messages.
-
-        Raises:
-            UsageError: with what is wrong.
         """
         try:
             return cls.model_validate(data)

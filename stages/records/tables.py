@@ -80,12 +80,11 @@ class ModelTallies(JsonRecord):
 def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) -> pd.DataFrame:
     """Read a table written by a stage.
 
+    Raises a UsageError if it is missing, cannot be read, or lacks a column.
+
     Args:
         data: the file, or its bytes.
         where: its name, for messages.
-
-    Raises:
-        UsageError: if it is missing, cannot be read, or lacks a column.
     """
     table = read_table(data, where)
     check_table(table, where, columns)

@@ -86,15 +86,14 @@ class Axis:
 class Probes:
     """All probes of a screening, on any number of grids within one budget.
 
+    Raises a UsageError if there are no items to screen on.
+
     Args:
         load: loads the task with other levels of its concepts.
         levels: the levels in params.yaml.
         budget: maximum number of unique probes on all grids together.
         ledger: opens the ledger of a grid.
         tell: called with (unique probes spent, their purpose).
-
-    Raises:
-        UsageError: if there are no items to screen on.
     """
 
     def __init__(
@@ -278,6 +277,8 @@ def sweep(
 ) -> Sweep:
     """Probe each concept alone.
 
+    Raises a UsageError if the budget is too small for so many concepts.
+
     Args:
         load: loads the task with other levels of its concepts.
         levels: levels of each concept, up to the end of what people accept.
@@ -285,9 +286,6 @@ def sweep(
         ledger: opens the ledger of a grid; if it is on disk, a sweep can be resumed.
         tell: called with (unique probes spent, their purpose).
         only: names of the concepts to sweep. None: all.
-
-    Raises:
-        UsageError: if the budget is too small for so many concepts.
     """
     probes = Probes(load, levels, budget, ledger, compute, tell)
     bounds, concepts = declared_bounds(probes.task), probes.task.concepts.concepts

@@ -115,6 +115,8 @@ def ranges_of(numbers: Sequence[float], unit: str = "") -> list[str | None]:
 def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str], task: str) -> pd.DataFrame:
     """Check the attributes a task returned, because a user's task may return anything.
 
+    Raises a UsageError if it is not a table of this form.
+
     Args:
         found: the result of `LoadedTask.attributes`.
         items: number of items that were requested.
@@ -123,9 +125,6 @@ def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str],
 
     Returns:
         The same table with rows numbered from 0, each value one line of text, and None for missing values.
-
-    Raises:
-        UsageError: if it is not a table of this form.
     """
     what = f"{task}.attributes"
     if not isinstance(found, pd.DataFrame) or len(found) != items:
@@ -248,13 +247,12 @@ class Kinds:
     def of(cls, item_ids: Sequence[str], vectors: np.ndarray, labels: Sequence[str | None], count: int) -> Self:
         """Find `count` kinds; the result depends only on the items, not on the seed of the audit.
 
+        Raises a UsageError if the items do not differ enough.
+
         Args:
             item_ids: n ids.
             vectors: (n, d) what explorers see of them.
             labels: n labels, None for an item without one.
-
-        Raises:
-            UsageError: if the items do not differ enough.
         """
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits

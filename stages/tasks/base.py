@@ -168,8 +168,7 @@ class LoadedTask(ABC):
     def clean_quality(self, split: Split) -> Quality:
         """Measure on unchanged items what a repair must not make worse; by default the share that does not fail.
 
-        Raises:
-            UsageError: by default, if no cell leaves items unchanged.
+        Raises a UsageError by default, if no cell leaves items unchanged.
         """
         if self.concepts.neutral is None:
             raise UsageError("no cell of the grid leaves items unchanged, so clean quality cannot be measured")
@@ -423,12 +422,11 @@ class Task(LoadedTask):
     def prefetch(cls, context: TaskContext) -> list[str]:
         """Download the sources that are on a hub into the local cache, so that `prepare` needs no network.
 
+        Raises a UsageError if the configuration is wrong, HF_HUB_OFFLINE forbids downloads, or a source does not exist;
+        an InfrastructureError if the hub cannot be reached.
+
         Returns:
             A line for people per download: name, commit and size.
-
-        Raises:
-            UsageError: if the configuration is wrong, HF_HUB_OFFLINE forbids downloads, or a source does not exist.
-            InfrastructureError: if the hub cannot be reached.
         """
         cls.require_valid(context)
         return [line for source in cls.sources(context).values() for line in source.prefetch(context.inputs)]
@@ -456,6 +454,8 @@ class Task(LoadedTask):
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
         """Write the model under test and the items in the form that `load` reads.
 
+        Raises a UsageError if something is missing, unreadable or does not fit.
+
         Args:
             out_dir: receives a folder `model` and `items.parquet`, a table with the columns of `Items`.
 
@@ -463,9 +463,6 @@ class Task(LoadedTask):
             Numbers for the metrics. `seconds_per_probe`, if present, lets `faded plan` estimate how long a search
             takes; it is stored beside the outputs, which are the same on every run. `chosen_backend`, a `Chosen`, is
             what `compute.backend: auto` means in all later stages; eager by default.
-
-        Raises:
-            UsageError: if something is missing, unreadable or does not fit.
         """
 
     @classmethod
@@ -488,8 +485,8 @@ def offers(task: LoadedTask | type[Task], ability: str) -> bool:
 def known_attributes(task: LoadedTask, item_ids: Sequence[str]) -> pd.DataFrame:
     """Return all attributes of n items: those of the task, checked, and the kind of each item if there are kinds.
 
-    Raises:
-        UsageError: if a user's task returns an invalid table, see `LoadedTask.attributes`, or the items have no kinds.
+    Raises a UsageError if a user's task returns an invalid table, see `LoadedTask.attributes`, or the items have no
+    kinds.
     """
     found, kinds = own_attributes(task, item_ids), task.automatic_task.kinds
     if kinds is None:

@@ -131,13 +131,12 @@ class Items:
     def learning(self, item_ids: Collection[str]) -> Self:
         """Move test items, with all of their groups, to the items that a repair learns from.
 
+        Raises a UsageError if one is not a test item, or no test item is left.
+
         >>> import pandas as pd
         >>> some = Items(pd.DataFrame({"id": list("abc"), "split": "test", "label": "cat", "group": list("xxy")}))
         >>> some.learning(["a"]).ids("repair"), some.learning(["a"]).ids("test")
         (['a', 'b'], ['c'])
-
-        Raises:
-            UsageError: if one is not a test item, or no test item is left.
         """
         tests = self.table[self.table["split"] == "test"]
         if strange := sorted(set(item_ids) - set(tests["id"])):

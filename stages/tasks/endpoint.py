@@ -150,8 +150,7 @@ def _found(endpoint: str) -> str:
 class Endpoint:
     """A model behind HTTP; safe to share between threads.
 
-    Raises:
-        UsageError: if the key is not in the environment, or is not valid.
+    Raises a UsageError if the key is not in the environment, or is not valid.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -174,15 +173,14 @@ class Endpoint:
     def ask(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Query the model on n inputs; temporary errors are retried.
 
+        Raises a UsageError if the model rejects a request, or its answer is not valid; an UnavailableError if it cannot
+        be reached, or fails repeatedly.
+
         Args:
             inputs: n objects of plain data. Each answer must depend on its input alone.
 
         Returns:
             n objects, in order.
-
-        Raises:
-            UsageError: if the model rejects a request, or its answer is not valid.
-            UnavailableError: if it cannot be reached, or fails repeatedly.
         """
         size = self.config.batch_size
         batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]

@@ -24,16 +24,14 @@ _SAFE = {*MODEL_FILES, *DATASET_FILES}
 def local_folder(inputs: Path, name: str, revision: str | None, where: str) -> Path | None:
     """Return the folder `name` under data/<audit>/inputs; None if the name is an ID on the hub.
 
-    A folder under inputs takes precedence; a name that cannot be an ID on the hub must be such a folder.
+    A folder under inputs takes precedence; a name that cannot be an ID on the hub must be such a folder. Raises a
+    UsageError if the name leads out of inputs, is a file or can be neither, or if a folder is given a revision.
 
     Args:
         inputs: data/<audit>/inputs.
         name: as in params.yaml.
         revision: as in params.yaml; not allowed for a folder.
         where: key of params.yaml, for messages.
-
-    Raises:
-        UsageError: if the name leads out of inputs, is a file or can be neither, or if a folder is given a revision.
     """
     path = inputs / name
     if not path.exists() and name.count("/") <= 1 and not name.startswith("."):
@@ -124,12 +122,11 @@ class Repository:
     def fetch(self, where: str) -> str:
         """Download it into the local cache.
 
+        Raises a UsageError if HF_HUB_OFFLINE forbids it, there is no such repository or revision, or access is denied;
+        an InfrastructureError if the hub cannot be reached.
+
         Returns:
             A line for people: name, commit and size.
-
-        Raises:
-            UsageError: if HF_HUB_OFFLINE forbids it, there is no such repository or revision, or access is denied.
-            InfrastructureError: if the hub cannot be reached.
         """
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError

@@ -247,12 +247,11 @@ class Init(ABC):
     def served(self, block: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
         """Return `prepare.model` of a model behind a URL.
 
+        Raises a FadedError if an answer is missing, or the model cannot be used.
+
         Args:
             block: its URL as `endpoint`, and as `key_env` the environment variable with its key, if it has one.
             seen: where to get further answers, and what people are told.
-
-        Raises:
-            FadedError: if an answer is missing, or the model cannot be used.
         """
         return dict(block)
 

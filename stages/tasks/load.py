@@ -117,11 +117,10 @@ def load_alone(
 def load_learner(name: str, audit: AuditConfig, prepared: Path, held_out: float, learnt: Collection[str] = ()) -> Task:
     """Load the task for a repair, without the share of the repair items that is held out; see `Items.divided`.
 
+    Raises a UsageError if a share holds out no item, or `learnt` has other items.
+
     Args:
         learnt: test items to learn from as well, see `Items.learning`.
-
-    Raises:
-        UsageError: if a share holds out no item, or `learnt` has other items.
     """
     task = load_alone(name, audit, prepared)
     learning, told = task.items.divided(held_out)
@@ -165,14 +164,12 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
 def own_function(target: str, where: str) -> Callable[..., Any]:
     """Import a function from a user's module beside params.yaml, or from an installed one.
 
-    The stages that may call it depend on its code (`stages.code`).
+    The stages that may call it depend on its code (`stages.code`). Raises a UsageError if it cannot be imported or
+    called.
 
     Args:
         target: "my_module:predict", or a method of an object there: "my_module:model.predict_proba".
         where: the key of params.yaml that names it.
-
-    Raises:
-        UsageError: if it cannot be imported or called.
     """
     module, _, name = target.partition(":")
     found = _imported(f"{where}: {target}", module, name)

@@ -105,11 +105,10 @@ def expected_requests(
 class ChatEndpoint(Endpoint):
     """A model behind chat completions; safe to share between threads.
 
+    Raises a UsageError if the key is not in the environment, or is not valid.
+
     Args:
         account: where its answers and their tokens are recorded.
-
-    Raises:
-        UsageError: if the key is not in the environment, or is not valid.
     """
 
     config: ChatConfig
@@ -140,6 +139,9 @@ class ChatEndpoint(Endpoint):
     def prepare(self, requests: Sequence[dict[str, Any]], folder: Path, what: str) -> str:
         """Write answers that identify the model later, and begin its account.
 
+        Raises a UsageError if all of its answers are empty, or max_cost is reached; an InfrastructureError if the model
+        cannot be reached.
+
         Args:
             requests: few, because every later stage repeats them.
             folder: folder of the prepared model.
@@ -147,10 +149,6 @@ class ChatEndpoint(Endpoint):
 
         Returns:
             The name that the model gives itself.
-
-        Raises:
-            UsageError: if all of its answers are empty, or max_cost is reached.
-            InfrastructureError: if the model cannot be reached.
         """
         answers = self.ask(requests)
         if not any(answer["text"] for answer in answers):
@@ -168,9 +166,8 @@ class ChatEndpoint(Endpoint):
     def check(self, folder: Path) -> None:
         """Check that the model is the one that was prepared.
 
-        Raises:
-            UsageError: if it answers differently, or max_cost is reached.
-            InfrastructureError: if it cannot be reached.
+        Raises a UsageError if it answers differently, or max_cost is reached; an InfrastructureError if it cannot be
+        reached.
         """
         if not self.account.preparing:
             self.account.use()
@@ -192,9 +189,7 @@ class ChatEndpoint(Endpoint):
     def answers(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Query as `ask` does, but reuse recorded answers; if the model is not deterministic, only in prepare.
 
-        Raises:
-            UsageError: also if max_cost is reached.
-            InfrastructureError: if the model cannot be reached.
+        Raises a UsageError, also if max_cost is reached; an InfrastructureError if the model cannot be reached.
         """
         again = self.config.deterministic or self.account.preparing
         known = [self.account.known(self._key_of(one)) if again else None for one in requests]

@@ -25,14 +25,13 @@ _DATASETS = "prepare.data.datasets"
 def check_columns(found: Sequence[str], named: Mapping[str, str | None], where: str, what: str) -> None:
     """Check that the data have the columns that params.yaml names, before every row is skipped for lack of them.
 
+    Raises a UsageError, one line per missing column.
+
     Args:
         found: columns of the data.
         named: {key of the block: column}; None for no column.
         where: the block, for messages.
         what: the data, for people.
-
-    Raises:
-        UsageError: one line per missing column.
     """
     lines = [
         f"{where}.{key}: {what} has no {column!r}{did_you_mean(column, found)}; found {', '.join(found) or 'none'}"
@@ -46,13 +45,12 @@ def check_columns(found: Sequence[str], named: Mapping[str, str | None], where: 
 def lines_file(inputs: Path, name: str, where: str) -> Path:
     """Find a user's JSON lines file.
 
+    Raises a UsageError if it is missing, outside that folder, or a folder itself.
+
     Args:
         inputs: the folder of the audit's own files.
         name: path in that folder.
         where: the block that names it as `jsonl`, for messages.
-
-    Raises:
-        UsageError: if it is missing, outside that folder, or a folder itself.
     """
     path = local_file(inputs, name, f"{where}.jsonl")
     if not path.is_file():
@@ -64,16 +62,14 @@ def check_lines_file(inputs: Path, name: str, named: Mapping[str, str | None], w
     """Check that a JSON lines file exists and that its first line has the named fields.
 
     A missing field is most likely a typo, so it is reported once rather than for every line. If the first line is not a
-    JSON object, the code that reads all lines reports it.
+    JSON object, the code that reads all lines reports it. Raises a UsageError as for `lines_file`, or with one line per
+    field.
 
     Args:
         inputs: the folder of the audit's own files.
         name: path in that folder.
         named: {key of the block: field}; None for no field.
         where: the block, for messages.
-
-    Raises:
-        UsageError: as for `lines_file`, or with one line per field.
     """
     with lines_file(inputs, name, where).open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"")
@@ -175,12 +171,11 @@ class HubDataSource(Source):
     def read_split(self, inputs: Path, split: str) -> Any:
         """Read a split, or a slice in the syntax of the library ("train[:5000]").
 
+        Raises a UsageError if the library is missing, there is no such split, configuration or data set, or its
+        README.md names files outside it.
+
         Returns:
             A `datasets.Dataset`.
-
-        Raises:
-            UsageError: if the library is missing, there is no such split, configuration or data set, or its
-                README.md names files outside it.
         """
         try:
             import datasets
@@ -213,13 +208,11 @@ def row_file(folder: Path, name: str) -> Path:
     """Return the path of a file that a row names, provided that it is the data set's own.
 
     Data written by others must not be able to read other files. Links are not resolved for this check: those in the
-    folder are the user's own, and the hub's cache consists of links.
+    folder are the user's own, and the hub's cache consists of links. Raises a UsageError if it is neither in that
+    folder nor in the library's cache of unpacked files.
 
     Args:
         folder: folder of the data set.
-
-    Raises:
-        UsageError: if it is neither in that folder nor in the library's cache of unpacked files.
     """
     import datasets
 

@@ -47,15 +47,14 @@ class Source(Strict):
     def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
         """Count the available items by split ("" for items without a split) as an upper bound, if that is cheap.
 
+        Raises a UsageError if the data cannot be read.
+
         Args:
             inputs: the folder of the audit's own files.
             enough: number of items wanted; counting may stop there.
 
         Returns:
             None if counting is not cheap.
-
-        Raises:
-            UsageError: if the data cannot be read.
         """
         return None
 
@@ -134,14 +133,13 @@ def data_errors(
 def check_excluded(what: str, kept: int, skipped: Sequence[Mapping[str, str]], allowed: float) -> None:
     """Check how many entries of the data cannot be used.
 
+    Raises a UsageError when no entry can be used, or too many cannot.
+
     Args:
         what: the entries, in the plural.
         kept: number of those that can be used.
         skipped: the others, each with its `file` and `reason`.
         allowed: share of entries that may be left out.
-
-    Raises:
-        UsageError: when no entry can be used, or too many cannot.
     """
     total = kept + len(skipped)
     if total == 0:

@@ -43,8 +43,7 @@ CANDIDATES = 8  # cells drawn for each one that is trained on
 def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> "PairSampler":
     """Return the sampler that a plan asks for: pairs of these items and cells.
 
-    Raises:
-        UsageError: see `RepairPlan.regions` and `PairSampler`.
+    Raises a UsageError as `RepairPlan.regions` and `PairSampler` do.
     """
     return PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
 
@@ -53,15 +52,13 @@ class PairSampler:
     """Draws training pairs from the targets: rows of items, each with a cell of a target.
 
     If a target is about only some items, every other row is one of the remaining items, in the same cells: a model that
-    sees only one class in these cells learns to always answer that class.
+    sees only one class in these cells learns to always answer that class. Raises a UsageError if a target is about none
+    of the items.
 
     Args:
         targets: where to draw, in proportion to severity.
         attributes: attributes of the items, one row each.
         risk: cells (n, d) -> (n,) failure risk by which cells are weighted; None weights all alike.
-
-    Raises:
-        UsageError: if a target is about none of the items.
     """
 
     def __init__(
@@ -228,12 +225,11 @@ class StepwiseTraining(ABC):
 def interpolate(folder: Path, share: float, out_dir: Path, original: Mapping[str, Tensor]) -> None:
     """Write a model whose weights are all trained, moved part of the way from the original; see `Task.move`.
 
+    Raises a UsageError if the folder has no weights.
+
     Args:
         share: of the way. Whole numbers are the original's at 0, otherwise the trained ones.
         original: all tensors of the model under test, by their names in the trained model's files.
-
-    Raises:
-        UsageError: if the folder has no weights.
     """
 
     def between(name: str, trained: Tensor) -> Tensor:
@@ -251,13 +247,11 @@ def interpolate(folder: Path, share: float, out_dir: Path, original: Mapping[str
 def scale_adapter(folder: Path, share: float, out_dir: Path) -> None:
     """Write a low-rank adapter moved part of the way; see `Task.move`.
 
-    It adds B A to weights, where B is zero before training, so B is multiplied by the share.
+    It adds B A to weights, where B is zero before training, so B is multiplied by the share. Raises a UsageError if the
+    folder has no weights.
 
     Args:
         share: of the way.
-
-    Raises:
-        UsageError: if the folder has no weights.
     """
     _rewrite(folder, share, out_dir, lambda name, trained: trained * share if ".lora_B." in name else trained)
 
@@ -338,14 +332,13 @@ def compare_in_fresh_process(
 ) -> None:
     """Run a task's module, which compares the answers of the repair in a folder with known ones.
 
+    Raises a BugError if the module fails.
+
     Args:
         module: run as `python -m module FOLDER BASE TENSORS ASKED`, see `command_line`.
         base: the model folder it was made for.
         known: answers of the models in memory before and after the repair.
         question: the query, as plain data.
-
-    Raises:
-        BugError: if the module fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tensors, asked = Path(scratch) / "known.safetensors", Path(scratch) / "asked.json"

@@ -121,13 +121,11 @@ def report_urls(audit: str) -> dict[str, str]:
 def one_time_link(audit: str, reviewer: str = "") -> str:
     """Request a link that opens an audit's page once from the running review server, which from then on serves it.
 
+    Raises a UsageError if no server runs here, and an InfrastructureError if it returns no link.
+
     Args:
         audit: its name; EVERY for the page of all audits.
         reviewer: the only name that the page accepts decisions in; empty if reviewers enter theirs there.
-
-    Raises:
-        UsageError: if no server runs here.
-        InfrastructureError: if it returns no link.
     """
     record = running()
     if record is None:

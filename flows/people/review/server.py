@@ -64,13 +64,11 @@ def serve_review(
 ) -> Iterator[ReviewServer]:
     """Serve the review pages of these audits in a background thread while the block runs.
 
+    Raises a UsageError if it cannot listen on host and port, and an InfrastructureError if the server does not start.
+
     Args:
         port: port to listen on; 0 for any free one, by default PORT if it is free.
         public: address of a proxy in front of it, if there is one; pages are then served under that address only.
-
-    Raises:
-        UsageError: if it cannot listen on host and port.
-        InfrastructureError: if the server does not start.
     """
 
     def make(served: Served) -> ASGIApp:

@@ -34,12 +34,11 @@ def review_landscape(
 ) -> None:
     """Ask for a decision on the audit's current landscape and write it.
 
+    Raises a UsageError if there is no landscape, nothing to decide, or input ends before the questions do;
+    AlreadyDecided if the landscape is decided.
+
     Args:
         reviewer: who decides; asked for if it is None.
-
-    Raises:
-        UsageError: if there is no landscape, nothing to decide, or input ends before the questions do.
-        AlreadyDecided: if the landscape is decided.
     """
     params.repair(audit)
     hashed = landscape_hash(audit)

@@ -97,13 +97,12 @@ def review_view(
 ) -> dict[str, object]:
     """Everything that an audit's page shows.
 
+    Raises a UsageError if there is no landscape, or no repair to decide on.
+
     Args:
         fields: entries so far; by default those of the reviewer's own decision if it is revised, else none.
         known: the name under which this browser decided before; empty if it did not.
         bound: the reviewer whose own link opened the page, if it was one.
-
-    Raises:
-        UsageError: if there is no landscape, or no repair to decide on.
     """
     repair = params.repair(audit)
     now = standing(params, audit)

@@ -23,9 +23,8 @@ _TEXTS = ("params.yaml", "dvc.yaml", "faded.json")
 def check_machines(config: RunnerConfig) -> None:
     """Refuse, before anything runs, a configuration in which workers with their own clones could not share outputs.
 
-    Raises:
-        UsageError: if no DVC remote is configured, the named one is missing, or it cannot be shared.
-        InfrastructureError: if it does not respond.
+    Raises a UsageError if no DVC remote is configured, the named one is missing, or it cannot be shared; an
+    InfrastructureError if it does not respond.
     """
     if config.workspace is None:
         return

@@ -266,9 +266,8 @@ def entry_of(out: Output) -> Entry:
 def open_store(remote: str | None) -> Iterator[Store]:
     """Open the DVC repository of the current folder, and turn errors of its remote into messages for people.
 
-    Raises:
-        UsageError: if there is no such remote, or the package to access it is missing.
-        InfrastructureError: if the remote does not respond, or DVC fails otherwise.
+    Raises a UsageError if there is no such remote, or the package to access it is missing; an InfrastructureError if
+    the remote does not respond, or DVC fails otherwise.
     """
     from dvc.config import ConfigError
     from dvc.repo import Repo

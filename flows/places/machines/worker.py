@@ -30,12 +30,9 @@ def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, 
     """Bring one stage up to date in this worker's clone, and push its outputs, which `made` of the result names.
 
     It runs in its own process, because a worker's threads share one current folder. The process ends with the worker,
-    even on kill -9.
-
-    Raises:
-        UsageError: if there is no clone here, or the stage refuses its input.
-        BugError: if the stage fails in an unforeseen way.
-        InfrastructureError: if the clone differs from the driver's, the remote fails, or the process is killed.
+    even on kill -9. Raises a UsageError if there is no clone here, or the stage refuses its input; a BugError if the
+    stage fails in an unforeseen way; an InfrastructureError if the clone differs from the driver's, the remote fails,
+    or the process is killed.
     """
     workspace = find_clone(shipment)
     with tempfile.TemporaryDirectory(prefix="faded-") as folder:

@@ -99,22 +99,20 @@ class Runner(Protocol):
     def run(self, job: Job, say: Say) -> StageResult:
         """Run a stage to its end; called in a separate thread per stage, once all stages before it are done.
 
+        Raises a FadedError as in `flows.run_stage.run_stage`; an InfrastructureError if its worker died.
+
         Args:
             say: called in the same thread with each line the stage prints.
-
-        Raises:
-            FadedError: as in `flows.run_stage.run_stage`; an InfrastructureError if its worker died.
         """
 
 
 def chosen_runner(params: Params, told: str | None) -> RunnerConfig:
     """The chosen runner: from `--runner` or FADED_RUNNER, otherwise from params.yaml.
 
+    Raises a UsageError if there is no such runner, its package is missing, or it takes no address.
+
     Args:
         told: NAME or NAME=ADDRESS. Other settings under `runner:` apply if they are for the same kind.
-
-    Raises:
-        UsageError: if there is no such runner, its package is missing, or it takes no address.
     """
     told = told or os.environ.get("FADED_RUNNER")
     config = params.runner
@@ -155,13 +153,11 @@ def check_stages(params: Params, audits: Iterable[str], config: RunnerConfig) ->
 def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     """Start or find a place for stages; when the block ends, everything that was started for it is stopped.
 
+    Raises a UsageError if a stage requests more GPUs than any worker has, or workers with their own clones have no
+    remote to share; an InfrastructureError if nothing responds at the address.
+
     Args:
         gpus: the largest number of GPUs that a stage of this run requests.
-
-    Raises:
-        UsageError: if a stage requests more GPUs than any worker has, or workers with their own clones have no remote
-            to share.
-        InfrastructureError: if nothing responds at the address.
     """
     check_machines(config)
     if config.address not in (None, "auto"):
@@ -177,9 +173,7 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
 def reach(kind: str, address: str) -> None:
     """Fail within seconds if nothing listens at an address: the libraries themselves try for a minute or more.
 
-    Raises:
-        UsageError: if it is not an address.
-        InfrastructureError: if nothing responds.
+    Raises a UsageError if it is not an address, and an InfrastructureError if nothing responds.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():

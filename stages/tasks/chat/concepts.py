@@ -110,12 +110,11 @@ class Others:
 class Asking:
     """Applies cells of a concept space to questions.
 
+    Raises a UsageError when a concept needs contexts and a question has none, or there are too few others to draw from.
+
     Args:
         config: prompt, system messages, injected texts.
         questions: all items.
-
-    Raises:
-        UsageError: when a concept needs contexts and a question has none, or there are too few others to draw from.
     """
 
     def __init__(self, space: ConceptSpace, seed: int, config: ChatPrepare, questions: Sequence[Question]) -> None:

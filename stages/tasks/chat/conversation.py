@@ -174,12 +174,11 @@ FIELDS = tuple(name for name in Conversation.model_fields if name != "before")
 def read_conversation(row: Mapping[str, Any], before: Sequence[str], right: Right) -> Conversation:
     """Return the conversation of a row of the data.
 
+    Raises a ValueError when it cannot be used, or what is right would not be certain.
+
     Args:
         before: the turns before the last.
         right: what is right unless the fact changes.
-
-    Raises:
-        ValueError: when it cannot be used, or what is right would not be certain.
     """
     given = {name: row[name] for name in FIELDS if row.get(name)}
     try:

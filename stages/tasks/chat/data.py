@@ -203,12 +203,11 @@ DATA_LOADERS: Mapping[str, type[QuestionSource]] = {"jsonl": JsonQuestions, "dat
 def choose_items(questions: list[Question], counts: ItemCounts, seed: int) -> pd.DataFrame:
     """Draw the items of each split in a random order given by the seed.
 
+    Raises a UsageError when there are too few questions.
+
     Returns:
         Columns id, split, label (the first answer, or the pattern), group (the article, or else the first question with
         the same context), question, context, answers (a list), pattern, and those of details.
-
-    Raises:
-        UsageError: when there are too few questions.
     """
     wanted = {split: getattr(counts, split) for split in SPLITS}
     if (total := sum(wanted.values())) > len(questions):

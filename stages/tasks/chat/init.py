@@ -147,9 +147,7 @@ def _some(names: Sequence[str]) -> str:
 def _tried(config: ChatConfig, said: list[str]) -> dict[str, Any]:
     """Ask a served model a question twice; return what its answers say about it as keys of `prepare.model`.
 
-    Raises:
-        UsageError: if it rejects the question, or its answers are empty.
-        UnavailableError: if it does not answer.
+    Raises a UsageError if it rejects the question, or its answers are empty; an UnavailableError if it does not answer.
     """
     endpoint = ChatEndpoint(config.model_copy(update={"retries": 1}), Account())
     first, second = endpoint.ask([endpoint.request("", KNOWN[0], AnswerConfig().max_new_tokens)] * 2)

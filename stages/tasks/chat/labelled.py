@@ -41,12 +41,11 @@ def known(questions: Sequence[Question]) -> About:
 def made(questions: Sequence[Question], count: int, seed: int) -> list[LabelledAnswer]:
     """Make answers to questions that have expected ones, taking the kinds of wrong answers in turn.
 
+    Raises a UsageError when there are too few questions.
+
     Args:
         questions: the audit's questions.
         count: number of answers at most.
-
-    Raises:
-        UsageError: when there are too few questions.
     """
     rng = Random(seed)
     usable = [one for one in questions if one.answers]

@@ -63,11 +63,10 @@ class Player:
     def play(self, scripts: Sequence[Script]) -> list[str]:
         """Play n conversations, each as often as there are draws.
 
+        Raises a UsageError if there are tools and the model cannot call any.
+
         Returns:
             What the model and the tools said in each, see `draws_in` and `answer_in`.
-
-        Raises:
-            UsageError: if there are tools and the model cannot call any.
         """
         told = self._played([_game(script, draw) for script in scripts for draw in range(self._draws)])
         each = (told[k : k + self._draws] for k in range(0, len(told), self._draws))

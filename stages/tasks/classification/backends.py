@@ -87,12 +87,11 @@ def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
 class Backend:
     """Runs one classifier.
 
+    Raises a UsageError if the backend is not available, or cannot run this network.
+
     Args:
         model: the classifier; a further trained one needs a new backend.
         compute: backend, dtype, device, threads and batch size.
-
-    Raises:
-        UsageError: if the backend is not available, or cannot run this network.
     """
 
     def __init__(self, model: Classifier, compute: Compute) -> None:

@@ -63,11 +63,10 @@ class BlackBox(nn.Module):
 class OnnxNet(BlackBox):
     """An ONNX network, run by ONNX Runtime on the CPU with as many threads as torch.
 
+    Raises a UsageError if the file cannot be read, or its inputs or outputs are not those of a classifier.
+
     Args:
         output: name of the output with the scores; None: the only one.
-
-    Raises:
-        UsageError: if the file cannot be read, or its inputs or outputs are not those of a classifier.
     """
 
     def __init__(

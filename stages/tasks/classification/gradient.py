@@ -22,6 +22,8 @@ def noisy(
 ) -> Tensor:
     """Return pictures perturbed by an attack, whether or not the model then fails.
 
+    Raises a UsageError if Foolbox is not installed.
+
     Args:
         model: the torch model, whatever backend runs it otherwise.
         pixels: (n, c, h, w) float32 in [0, 1].
@@ -32,9 +34,6 @@ def noisy(
 
     Returns:
         (n, c, h, w) in [0, 1].
-
-    Raises:
-        UsageError: if Foolbox is not installed.
     """
     if not has_foolbox():
         raise UsageError(f"discover.microscopic.gradient: {MISSING}")

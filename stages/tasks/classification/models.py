@@ -140,11 +140,10 @@ def save_model(model: Classifier, folder: Path) -> None:
 def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifier:
     """Read what `save_model` wrote, ready for inference.
 
+    Raises a UsageError if a file is missing or the weights do not fit the configuration.
+
     Args:
         named: `prepare.model` of params.yaml, which has the settings for a model behind HTTP.
-
-    Raises:
-        UsageError: if a file is missing or the weights do not fit the configuration.
     """
     about = read_json(folder / FORM)
     about.pop("schema", None)
@@ -195,13 +194,12 @@ class Labelled(ModelSource):
     def names(self, n: int, own: Sequence[str] | None, pool: Pool, published: Sequence[str] | None = None) -> list[str]:
         """Return the names of n classes: from the user, the weights, the data if they have as many, or ImageNet.
 
+        Raises a UsageError if the user gives another number of names, or there are no names.
+
         Args:
             own: names that come with the weights.
             pool: the data; if their classes are those of ImageNet, their order is not used.
             published: names that come with other weights of the architecture; by default ImageNet's.
-
-        Raises:
-            UsageError: if the user gives another number of names, or there are no names.
         """
         if self.classes is not None:
             if len(self.classes) != n:
@@ -294,9 +292,7 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
 def check_scores(model: Classifier, where: str) -> Classifier:
     """Query the model once, to check that it accepts its pictures and scores its classes.
 
-    Raises:
-        UsageError: if it does not.
-        InfrastructureError: if a model behind HTTP does not answer.
+    Raises a UsageError if it does not, and an InfrastructureError if a model behind HTTP does not answer.
     """
     wanted = (2, len(model.form.classes))
     try:

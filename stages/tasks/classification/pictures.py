@@ -54,6 +54,8 @@ class View(Strict):
 def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
     """Read one picture.
 
+    Raises UnreadablePicture if it is damaged, not a picture, or too large to be one.
+
     Args:
         source: a file, or its content.
         shape: shape of the result: 1 channel is grey, 3 are red, green and blue.
@@ -61,9 +63,6 @@ def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
 
     Returns:
         (channels, height, width) uint8.
-
-    Raises:
-        UnreadablePicture: if it is damaged, not a picture, or too large to be one.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -308,12 +307,12 @@ def choose_items(
 ) -> pd.DataFrame:
     """Choose the items of each split: from a ready-made pool, or whole groups in a random order given by the seed.
 
+    Raises a UsageError if there are too few pictures, too many are corrupt, or the model lacks a class for their
+    labels.
+
     Returns:
         Columns id, split, label (class name), target (class index), image (raw uint8 pixels) and, if some belong
         together, group; `attrs["skipped"]` lists what was left out.
-
-    Raises:
-        UsageError: if there are too few pictures, too many are corrupt, or the model lacks a class for their labels.
     """
     targets = pool.targets(classes)
     corrupt: list[dict[str, str]] = []

@@ -46,13 +46,12 @@ class Preprocessor:
     def of(cls, folder: Path, told: Mapping[str, Any] | None, config: Mapping[str, Any], where: str) -> Self:
         """Read it as transformers does, which adds the defaults that old files leave out.
 
+        Raises a UsageError if there is no file, or it contains unsupported settings.
+
         Args:
             told: content of the file in it; None: there is none.
             config: the model's own configuration, which has its channels.
             where: for messages.
-
-        Raises:
-            UsageError: if there is no file, or it contains unsupported settings.
         """
         if told is None:
             raise UsageError(f"{where}: the model has no {PREPROCESSOR}, so nobody knows its normalisation")

@@ -101,13 +101,12 @@ class LoaderData:
 class Reference:
     """Classifies pictures, restricted to the classes of the model under test.
 
+    Raises a UsageError if it has no class for a label of the items.
+
     Args:
         classes: classes of the model under test.
         labels: labels of the items, for all of which the reference must have a class.
         compute: device, threads and batch size; it always runs in eager torch and float32.
-
-    Raises:
-        UsageError: if it has no class for a label of the items.
     """
 
     def __init__(self, model: Classifier, classes: Sequence[str], labels: Sequence[str], compute: Compute) -> None:
@@ -149,12 +148,11 @@ class Reference:
 def add_readable(items: pd.DataFrame, source: ModelSource, pool: Pool, form: Form, context: TaskContext) -> None:
     """Record for each item whether the reference reads it unchanged, and what later stages need to load the reference.
 
+    Raises a UsageError if the reference cannot be read, or lacks a label of the items.
+
     Args:
         items: from `choose_items`; gets an additional column, and an entry "reference" in its `attrs`.
         form: description of the model under test.
-
-    Raises:
-        UsageError: if the reference cannot be read, or lacks a label of the items.
     """
     compute = context.compute
     model = source.build(context.inputs, pool, context.seed, compute.device)

@@ -95,12 +95,11 @@ def _channels(model: Any, given: Any) -> str:
 def read(answers: np.ndarray) -> np.ndarray | pd.DataFrame:
     """Read what pipelines of transformers return, {"label", "score"} or a list of them for each item.
 
+    Raises a UsageError if they are dicts of another kind.
+
     Returns:
         Scores by label, (n, labels), NaN where an item has none; texts (n,) for {"generated_text"} and the like; other
         answers as they are.
-
-    Raises:
-        UsageError: if they are dicts of another kind.
     """
     if answers.ndim != 1 or not any(_scores_of(answer) for answer in answers):
         return answers

@@ -207,6 +207,8 @@ def carried(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what params.yaml needs to name the model, the concepts and the measure of a task, for another process.
 
+    Raises a UsageError if one has no importable name, or the function of that name is a different one.
+
     Args:
         task: made from functions of a session.
         model: name of the model; None: the name by which it was defined.
@@ -215,9 +217,6 @@ def carried(
 
     Returns:
         model, concepts and measure for params.yaml, and the files they need, by name.
-
-    Raises:
-        UsageError: if one has no importable name, or the function of that name is a different one.
     """
     own = {one.name: one for one in task.concepts.concepts if one.apply is not None}
     if unknown := set(concepts) - set(own):

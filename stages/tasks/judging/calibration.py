@@ -157,11 +157,10 @@ class JudgeCalibration:
 def calibrate(judge: Judge, labelled: Sequence[LabelledAnswer], again: Judge | None = None) -> JudgeCalibration:
     """Calibrate a judge on labelled answers.
 
+    Raises a UsageError when all have the same label.
+
     Args:
         again: the same judge, if its verdicts may vary; it is asked for all of them once more.
-
-    Raises:
-        UsageError: when all have the same label.
     """
     label = np.array([one.acceptable for one in labelled], dtype=bool)
     if label.all() or not label.any():
@@ -204,11 +203,10 @@ def calibrate(judge: Judge, labelled: Sequence[LabelledAnswer], again: Judge | N
 def read_labelled(path: Path, about: About, where: str) -> list[LabelledAnswer]:
     """Read answers that people labelled: {"item": ID, "answer": TEXT, "acceptable": true, "by": WHO} per line.
 
+    Raises a UsageError when a line cannot be used, or there is none.
+
     Args:
         where: the key that names the file, for messages.
-
-    Raises:
-        UsageError: when a line cannot be used, or there is none.
     """
     found = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):

@@ -296,12 +296,11 @@ def _article(
 def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.DataFrame:
     """Draw the items of each split in a random order given by the seed: from its own pool if it has one.
 
+    Raises a UsageError when there are too few articles.
+
     Returns:
         Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none), cut, and
         those of details.
-
-    Raises:
-        UsageError: when there are too few articles.
     """
     rng = np.random.default_rng([seed, 1])
     order = [articles[i] for i in rng.permutation(len(articles))]

@@ -76,15 +76,14 @@ class TransformersEncoder(EncoderSource):
 def read_encoder(folder: Path, kind: Any, where: str, unused: tuple[str, ...] = ()) -> tuple[Any, Any]:
     """Read the tokenizer and the model of a folder, in float32, from safetensors only.
 
+    Raises a UsageError when they cannot be read, or weights are missing, which transformers fills at random with only a
+    warning.
+
     Args:
         folder: in the format of transformers.
         kind: the Auto class of transformers to read the model with.
         where: the encoder's key in params.yaml, for messages.
         unused: prefixes of the names of weights that are not needed.
-
-    Raises:
-        UsageError: when they cannot be read, or weights are missing, which transformers fills at random with only a
-            warning.
     """
     from safetensors import SafetensorError
     from transformers import AutoTokenizer

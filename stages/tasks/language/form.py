@@ -110,14 +110,13 @@ def model_hash(folder: Path) -> str:
 def read_folder(folder: Path, base: Path | None) -> tuple[ModelForm, Path, str]:
     """Read the form of a model folder, or of a repair, and check that a repair has the base it was made for.
 
+    Raises a UsageError when a file is missing or damaged, or the repair was made for another model.
+
     Args:
         base: the model folder a repair belongs to.
 
     Returns:
         The form, the folder of the weights, and the content hash of both folders.
-
-    Raises:
-        UsageError: when a file is missing or damaged, or the repair was made for another model.
     """
     form = load_form(folder)
     if form.base is None:

@@ -86,13 +86,12 @@ class Summarizes(Protocol):
 class LanguageModel:
     """A language model and its generation settings.
 
+    Raises a UsageError when the model cannot be queried as the form says: no chat template, or too small a context.
+
     Args:
         model: a transformers model with `generate`, on its device.
         content: content hash of the folders the model was read from.
         preprocess: applied to every article before it is summarized.
-
-    Raises:
-        UsageError: when the model cannot be queried as the form says: no chat template, or too small a context.
     """
 
     def __init__(

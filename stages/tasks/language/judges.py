@@ -112,16 +112,14 @@ def prepare_judge(
 ) -> tuple[Judge, JudgeCalibration] | None:
     """Write the judge's folder and calibrate it, before it decides anything.
 
+    Raises a UsageError when labelled answers are unusable or too few, or the judge fails its calibration, or is the
+    model under test; an InfrastructureError when it cannot be reached.
+
     Args:
         out_dir: data/<audit>/prepare, which already contains the model under test.
         rubric: used if the settings have none.
         known: finds the items that people's labelled answers are about.
         made: makes labelled answers, so many at most, if there are none by people.
-
-    Raises:
-        UsageError: when labelled answers are unusable or too few, or the judge fails its calibration, or is the model
-            under test.
-        InfrastructureError: when it cannot be reached.
     """
     if (source := judge_source(context)) is None:
         return None

@@ -52,14 +52,12 @@ class LanguageModelSource(Source):
     ) -> None:
         """Write the model folder.
 
+        Raises a UsageError when the model cannot be read, or cannot be queried as `generation` says, or gives only
+        empty answers, or max_cost is reached; an InfrastructureError when it cannot be reached.
+
         Args:
             inputs: data/<audit>/inputs.
             account: stores the answers and costs of a paid model; by default they are in memory.
-
-        Raises:
-            UsageError: when the model cannot be read, or cannot be queried as `generation` says, or gives only empty
-                answers, or max_cost is reached.
-            InfrastructureError: when it cannot be reached.
         """
         self.write(inputs, out_dir, generation, dtype, account or Account())
 
@@ -77,12 +75,11 @@ class SummarizerSource(LanguageModelSource):
     ) -> Summarizes:
         """Read a model folder that `build` wrote, or a repair together with the model folder it belongs to.
 
+        Raises a UsageError when a file is missing or damaged, or the repair was made for another model.
+
         Args:
             base: the model folder a repair belongs to.
             account: the same as for `build`.
-
-        Raises:
-            UsageError: when a file is missing or damaged, or the repair was made for another model.
         """
 
 
@@ -93,9 +90,8 @@ class ChatSource(LanguageModelSource):
     def chat(self, folder: Path, compute: Compute, account: Account | None = None) -> Chats:
         """Read a model folder that `build` wrote; the account is the same as for `build`.
 
-        Raises:
-            UsageError: when a file is missing or damaged, or it is not a chat model, or not the one that was prepared.
-            InfrastructureError: when a served model cannot be reached.
+        Raises a UsageError when a file is missing or damaged, or it is not a chat model, or not the one that was
+        prepared; an InfrastructureError when a served model cannot be reached.
         """
 
 

@@ -126,6 +126,8 @@ def measure_noise(
 ) -> tuple[pd.DataFrame, NoiseCalibration]:
     """Summarize all articles, and some of them again after changes that should not matter.
 
+    Raises a UsageError when the model cannot see the benign edit in any article.
+
     Args:
         items: columns id, split, article, reference.
         benign: (article, item) -> the article after the benign edit.
@@ -134,9 +136,6 @@ def measure_noise(
 
     Returns:
         The items with their summary and its faithfulness, and the calibration.
-
-    Raises:
-        UsageError: when the model cannot see the benign edit in any article.
     """
     some = {split: items[items["split"] == split].head(articles) for split in ("discover", "repair")}
     held_out = "repair" if len(some["repair"]) else "discover"

@@ -78,9 +78,8 @@ class EndpointSummarizer(RemoteModel, EndpointConfig):
     ) -> "RemoteSummarizer":
         """See SummarizerSource.
 
-        Raises:
-            UsageError: also if the model answers differently than when it was prepared.
-            InfrastructureError: if it cannot be reached.
+        Raises a UsageError, also if the model answers differently than when it was prepared; an InfrastructureError if
+        it cannot be reached.
         """
         form, prepared, content = read_folder(folder, base)
         endpoint = Endpoint(self)
@@ -101,9 +100,8 @@ class OpenAISummarizer(RemoteModel, OpenAIChat):
     ) -> "RemoteSummarizer":
         """See SummarizerSource.
 
-        Raises:
-            UsageError: also if the model answers differently than when it was prepared, or max_cost is reached.
-            InfrastructureError: if it cannot be reached.
+        Raises a UsageError, also if the model answers differently than when it was prepared, or max_cost is reached; an
+        InfrastructureError if it cannot be reached.
         """
         endpoint, form, content = self.opened(folder, base, account)
         return ChatSummarizer(endpoint, form, compute, content, with_normalisations(form))
@@ -150,9 +148,7 @@ class RemoteSummarizer:
     def summarize(self, articles: Sequence[str]) -> list[str]:
         """See Summarizes; repeated articles are sent once.
 
-        Raises:
-            UsageError: if an answer is not a summary.
-            InfrastructureError: if the model cannot be reached.
+        Raises a UsageError if an answer is not a summary, and an InfrastructureError if the model cannot be reached.
         """
         unique = {article: self.inputs(article) for article in articles}
         answers = self.ask(list(unique.values()))

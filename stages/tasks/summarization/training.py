@@ -214,16 +214,15 @@ def told_and_wanted(model: Any, kind: str, batch: Mapping[str, Tensor]) -> tuple
 def verify(folder: Path, base: Path, before: LanguageModel, after: LanguageModel, lessons: Sequence[Lesson]) -> None:
     """Read a repaired model in a fresh process and compare it with the one in memory.
 
+    Raises a UsageError when the repaired model answers as its base does, to the last bit; a BugError when what was
+    written is not what is in memory, or cannot be read.
+
     Args:
         folder: the written repair, see `load_summarizer`.
         base: the model folder it was made for.
         before: the model under test.
         after: the repaired model in memory.
         lessons: a few articles with summaries, to compare logits on.
-
-    Raises:
-        UsageError: when the repaired model answers as its base does, to the last bit.
-        BugError: when what was written is not what is in memory, or cannot be read.
     """
     known = {"before": token_logits(before, lessons), "after": token_logits(after, lessons)}
     if torch.equal(known["before"], known["after"]):

@@ -283,11 +283,10 @@ class OwnModel:
 def read_own_model(folder: Path, rows: pd.DataFrame) -> OwnModel:
     """Read what `OwnModelSource.made` wrote.
 
+    Raises a UsageError if it answers otherwise than it did.
+
     Args:
         rows: the audit's unchanged rows.
-
-    Raises:
-        UsageError: if it answers otherwise than it did.
     """
     about = read_json(folder / "model.json")
     block = about["model"]
@@ -322,13 +321,12 @@ def untrusted(path: Path) -> list[str]:
 def _require_order(answers: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
     """Refuse an order of classes in which the model is no better than guessing, if it clearly is in another one.
 
+    Raises a UsageError with the likely order.
+
     Args:
         answers: (n,) indices of classes.
         labels: (n,) what was expected.
         classes: their names in the order that was given.
-
-    Raises:
-        UsageError: with the likely order.
     """
     counts = np.array([np.bincount(answers[labels == name], minlength=len(classes)) for name in classes])
     order = ClassOrder(classes, counts)

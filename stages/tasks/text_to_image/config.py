@@ -60,11 +60,10 @@ class BiasConfig(Strict):
     def shares(self, attributes: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Return the reference by value, in the order of the judge's values.
 
+        Raises a UsageError when the judge does not read the attribute, or its values differ from the reference's.
+
         Args:
             attributes: the values that the judge reads, by attribute.
-
-        Raises:
-            UsageError: when the judge does not read the attribute, or its values differ from the reference's.
         """
         if self.attribute not in attributes:
             known = ", ".join(attributes) or "none"

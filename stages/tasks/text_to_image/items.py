@@ -59,14 +59,12 @@ def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.
     """Divide templates and noise seeds among the splits: no template and no seed is in two splits.
 
     Each split gets the templates it needs (see FEWEST), and of the others a share in proportion to its items. An item
-    is one of its split's templates, in turn, with its own seed.
+    is one of its split's templates, in turn, with its own seed. Raises a UsageError when there are too few templates or
+    items.
 
     Returns:
         Columns id, split, label and group (the template, which is what people expect to see drawn), template, seed
         (int64).
-
-    Raises:
-        UsageError: when there are too few templates or items.
     """
     wanted = used_splits(templates, counts)
     order = np.random.default_rng(seed).permutation(len(templates)).tolist()

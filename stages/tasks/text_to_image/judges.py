@@ -177,13 +177,12 @@ def quality_errors(name: str, judge: Mapping[str, Any]) -> list[str]:
 def load_quality(name: str, judge: PictureJudge, real: Sequence[np.ndarray]) -> QualityMeasure:
     """Return the quality of a name, for features of this judge.
 
+    Raises a UsageError when this judge cannot measure it, or there are too few real pictures.
+
     Args:
         name: "realism" or "clip_iqa".
         judge: the judge whose features are rated.
         real: real pictures (h, w, 3) uint8, for `realism`.
-
-    Raises:
-        UsageError: when this judge cannot measure it, or there are too few real pictures.
     """
     if name == "realism":
         return Realism(judge.read(real).features)

@@ -169,14 +169,13 @@ class PicturePair:
 class PicturePairs:
     """The pairs of each step, which depend only on the seed and the number of the step.
 
+    Raises a UsageError when no picture drawn is wrong, or no wrong one has a better one.
+
     Args:
         task: the model, its judge, and captioned pictures.
         plan: target modes, or what the control trains on; seed.
         settings: how many pictures to draw, and pictures per step.
         words: what cells and pictures show.
-
-    Raises:
-        UsageError: when no picture drawn is wrong, or no wrong one has a better one.
     """
 
     def __init__(self, task: PainterProbes, plan: RepairPlan, settings: TextToImageRepair, words: PictureWords) -> None:

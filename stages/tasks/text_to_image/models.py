@@ -214,6 +214,9 @@ def load_pipeline_form(folder: Path) -> PipelineForm:
 def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, lora: Path | None = None) -> Any:
     """Load a model folder that `build` wrote onto the device.
 
+    Raises a UsageError when a file is missing or damaged, the repair was made for another model, or there is no such
+    scheduler.
+
     Args:
         sampling: names the scheduler.
         lora: folder with pytorch_lora_weights.safetensors, which is merged into the weights, so that a repaired model
@@ -221,10 +224,6 @@ def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, l
 
     Returns:
         A DiffusionPipeline; its attribute `content` is the hash of the folders it was read from.
-
-    Raises:
-        UsageError: when a file is missing or damaged, the repair was made for another model, or there is no such
-            scheduler.
     """
     load_pipeline_form(folder)
     with readable(str(folder)):

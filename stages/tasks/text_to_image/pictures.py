@@ -95,12 +95,11 @@ class PictureSource(Source):
     def load(self, inputs: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
         """Read all pictures.
 
+        Raises a UsageError when there are none, or more were left out than `max_excluded` allows.
+
         Returns:
             A table with the columns id, text, image (PNG bytes), split ("" if the source names none) and the source's
             own columns with plain values, as text ("" if missing); and what was left out as {file, reason}.
-
-        Raises:
-            UsageError: when there are none, or more were left out than `max_excluded` allows.
         """
         table: list[dict[str, Any]] = []
         skipped: list[dict[str, str]] = []

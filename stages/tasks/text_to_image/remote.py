@@ -64,9 +64,8 @@ class EndpointModel(ModelSource, EndpointConfig):
     ) -> "RemotePainter":
         """See ModelSource.
 
-        Raises:
-            UsageError: also when the model answers differently than when it was prepared.
-            InfrastructureError: when it cannot be reached.
+        Raises a UsageError, also when the model answers differently than when it was prepared; an InfrastructureError
+        when it cannot be reached.
         """
         endpoint = Endpoint(self)
         if repaired is not None:

@@ -162,16 +162,15 @@ def verify(
 ) -> None:
     """Read a repaired pipeline in a fresh process and compare what it draws with what the one in memory draws.
 
+    Raises a UsageError when the repaired pipeline draws as its base does, to the last pixel; a BugError when what was
+    written is not what is in memory, or cannot be read.
+
     Args:
         folder: the written repair, see `load_pipeline`.
         base: the folder of the pipeline it was made for.
         before: the pipeline under test.
         after: the repaired pipeline in memory.
         prompts: a few prompts whose pictures are compared.
-
-    Raises:
-        UsageError: when the repaired pipeline draws as its base does, to the last pixel.
-        BugError: when what was written is not what is in memory, or cannot be read.
     """
     known = {"before": pixels(before, prompts, seeds), "after": pixels(after, prompts, seeds)}
     if np.array_equal(known["before"], known["after"]):

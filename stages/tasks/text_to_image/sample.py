@@ -73,17 +73,16 @@ class PictureModel(ABC):
     ) -> list[Drawing]:
         """Draw n pictures, each of which depends only on its prompt, its seed and the guidance; no two alike.
 
+        Raises a UsageError when the model refuses the settings or answers with something that is not a picture, or when
+        it draws noise of its own, which would make a picture depend on the others; an InfrastructureError when a served
+        model cannot be reached.
+
         Args:
             prompts: n prompts; what is beyond the token limit is not read, see `too_long`.
             seeds: n seeds of the noise that a picture starts from, and of the noise that a scheduler adds.
             guidance: classifier-free guidance (Ho & Salimans 2022); None is that of `sampling`. With 1 there is none,
                 and the negative prompt is not used.
             label: name of a progress bar; None shows none.
-
-        Raises:
-            UsageError: when the model refuses the settings or answers with something that is not a picture, or when it
-                draws noise of its own, which would make a picture depend on the others.
-            InfrastructureError: when a served model cannot be reached.
         """
         guidance = self.sampling.guidance if guidance is None else guidance
         wanted = list(zip(prompts, map(int, seeds), strict=True))
@@ -116,12 +115,11 @@ class PictureModel(ABC):
 class Painter(PictureModel):
     """A pipeline with its sampling settings.
 
+    Raises a UsageError when there is a negative prompt and the pipeline takes none, or its tokenizers state no length
+    limit.
+
     Args:
         pipeline: a text-to-image pipeline of diffusers, on its device, see `models.load_pipeline`.
-
-    Raises:
-        UsageError: when there is a negative prompt and the pipeline takes none, or its tokenizers state no length
-            limit.
     """
 
     def __init__(self, pipeline: Any, sampling: SamplingConfig, compute: Compute) -> None:
@@ -306,12 +304,11 @@ class ModelSource(Source):
     def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
         """Write the model folder.
 
+        Raises a UsageError when the model cannot be read, or does not draw from text alone.
+
         Args:
             inputs: data/<audit>/inputs.
             sampling: how pictures will be drawn; by default `SamplingConfig()`.
-
-        Raises:
-            UsageError: when the model cannot be read, or does not draw from text alone.
         """
 
     @abstractmethod
@@ -320,9 +317,8 @@ class ModelSource(Source):
     ) -> PictureModel:
         """Read a model folder that `build` wrote, or a repair of it.
 
+        Raises a UsageError when a file is missing or damaged, or the repair was made for another model.
+
         Args:
             repaired: a whole pipeline to read instead, or LoRA weights for the one in `folder`.
-
-        Raises:
-            UsageError: when a file is missing or damaged, or the repair was made for another model.
         """

@@ -31,8 +31,8 @@ L = TypeVar("L", bound=PictureLesson | PicturePair)
 def check_trainable(pipeline: Any) -> None:
     """Check that a pipeline can be repaired.
 
-    Raises:
-        UsageError: when it has no UNet that denoises latents of its autoencoder, or is trained by another objective.
+    Raises a UsageError when it has no UNet that denoises latents of its autoencoder, or is trained by another
+    objective.
     """
     name = type(pipeline).__name__
     unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)

@@ -151,8 +151,7 @@ def _opened(pool: Pool, given: str) -> _Opened:
 def _seen(source: Path | bytes) -> tuple[tuple[int, int, int], list[str]] | None:
     """Return channels, height and width of a picture as stored, and its traits; None if it cannot be read.
 
-    Raises:
-        DecompressionBombWarning: or DecompressionBombError, of Pillow, if it has too many pixels.
+    Raises a DecompressionBombWarning or DecompressionBombError of Pillow if it has too many pixels.
     """
     try:
         with warnings.catch_warnings():

@@ -141,13 +141,12 @@ def ask_labels(
 ) -> dict[str, str]:
     """Get the model's class for each label of the data that differs; empty if all are the same.
 
+    Raises a UsageError if a label is similar to no class, and nobody assigns it.
+
     Args:
         model: the model, with the names of its classes if it has any.
         named: classes as named by a person, if any.
         said: lines for people; one is added.
-
-    Raises:
-        UsageError: if a label is similar to no class, and nobody assigns it.
     """
     classes = list(named or model.classes)
     if not classes and model.n_classes == IMAGENET:

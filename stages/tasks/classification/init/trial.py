@@ -126,13 +126,12 @@ def _by_class(order: Order) -> tuple[list[Sequence[str]], list[str]]:
 def order_of(context: TaskContext, classes: int, available: int | None) -> Order:
     """Query a classifier on clean pictures.
 
+    Raises a FadedError if the model or the data cannot be prepared.
+
     Args:
         context: the audit's, in a temporary workspace.
         classes: approximate number of its classes.
         available: number of pictures available to search; None if unknown.
-
-    Raises:
-        FadedError: if the model or the data cannot be prepared.
     """
     torch.set_num_threads(context.compute.threads)
     context = replace(context, compute=replace(context.compute, backend="eager"))  # others start too slowly for this
