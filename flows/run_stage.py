@@ -154,12 +154,12 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
         return StageResult(stage=stage, outcome=outcome, seconds=time.monotonic() - started)
     match = _EXITED.search(text)
     stage_code = int(match[1]) if match else None
-    tail = [line for line in lines if not _DVC.match(line)]
-    told = "\n".join(f"  {line}" for line in tail[-_TAIL:])
+    tail = [line.removeprefix("error: ") for line in lines if not _DVC.match(line)][-_TAIL:]
+    told = "\n".join(f"  {line}" for line in tail)
     if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
         raise UsageError(f"{stage} rejected its input:\n{told}")
     if stage_code == Exit.GATE_FAILED and kind == GATED and "Traceback" not in text:
-        raise RejectedError("\n".join(line.removeprefix("error: ") for line in tail[-_TAIL:]) or stage)
+        raise RejectedError("\n".join(tail) or stage)
     # Python itself also exits with 1, if a module is missing or does not compile.
     if stage_code in (Exit.BUG, Exit.GATE_FAILED):
         raise BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")

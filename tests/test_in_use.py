@@ -246,6 +246,19 @@ def test_what_was_probed_in_full_adds_nothing_to_the_interval() -> None:
     assert rate_in_use(space, np.arange(51) % 10 < 5, few).rate.high > rate.high + 0.02
 
 
+@pytest.mark.parametrize("n", [5, 29, 200])
+def test_failures_alone_are_as_uncertain_as_no_failure(n: int) -> None:
+    space = in_use(THREE, SKEW)
+    cells, _ = space.used(space.n_used, np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    probes = probes_of(space, rng.integers(0, 40, n), cells[rng.integers(0, len(cells), n)])
+    all_fail = rate_in_use(space, np.ones(n, dtype=bool), probes).rate
+    none_fail = rate_in_use(space, np.zeros(n, dtype=bool), probes).rate
+    assert (all_fail.value, none_fail.value) == (pytest.approx(1), 0)
+    assert all_fail.low < 1 - 1 / n
+    assert 1 - all_fail.low == pytest.approx(none_fail.high)
+
+
 def test_a_number_of_changes_without_a_probe_may_have_any_rate() -> None:
     space = in_use(THREE, UsageConfig(changes=[0.5, 0.3, 0.2]))
     probes = every_pair(space, 4)

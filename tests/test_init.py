@@ -91,7 +91,7 @@ def test_killed_at_any_moment_it_resumes_and_params_are_whole_in_between(reposit
 
 def test_what_the_sweep_saw_is_written_beside_the_levels(repository, measured):
     four = Worst("label", "upright", "80°", wilson(48, 50), wilson(3, 50), 1e-9)
-    measured(swept([0, 20, 40, 80], [0.02, 0.05, 0.1, 0.35], four, clean=0.02))
+    measured(swept([0.0, 20.0, 40.0, 80.0], [0.02, 0.05, 0.1, 0.35], four, clean=0.02))
     told = init()
     text = (repository / "params.yaml").read_text()
     assert "rotation: [0, 20, 40, 80]" in text

@@ -108,8 +108,9 @@ class _Representer(RoundTripRepresenter):
     """A separate class, as ruamel registers representers by class, and the process's other YAML must not change."""
 
     def represent_float(self, data: float) -> Any:
-        """Write floats without an exponent, which YAML 1.1 reads as text, and without needless zeros."""
-        return self.represent_scalar("tag:yaml.org,2002:float", np.format_float_positional(data, trim="-"))
+        """Write floats without an exponent, which YAML 1.1 reads as text, and whole ones as people do, 10 for 10.0."""
+        kind = "int" if data.is_integer() else "float"
+        return self.represent_scalar(f"tag:yaml.org,2002:{kind}", np.format_float_positional(data, trim="-"))
 
 
 _Representer.add_representer(float, _Representer.represent_float)

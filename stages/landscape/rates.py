@@ -111,7 +111,8 @@ def rate_in_use(
     strata = mass / mass.sum()
     value = float(strata @ rates)
     more = _SHRUNK / max(value * (1 - value), 1 / len(which))
-    shrunk = (rates * size + more * value + 0.5 / len(which)) / (size + more)
+    half = 0.5 / len(which)  # of a failure, so that neither no failure nor failures alone are certainty
+    shrunk = np.minimum((rates * size + more * value + half) / (size + more), 1 - half / (size + more))
     variance = float((strata**2 * shrunk * (1 - shrunk) * left / np.where(known, size, 1.0)).sum())
     middle = float(np.clip(strata @ shrunk, 1e-9, 1 - 1e-9))
     effective = _less_sure(middle * (1 - middle) / variance if variance > 0 else float("inf"), value, off)

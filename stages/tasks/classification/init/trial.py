@@ -26,7 +26,7 @@ _LEAST, _MOST = 100, 500  # total pictures of a trial
 _ROWS = 20  # number of classes in a table
 _HARDLY = 1.25  # times the accuracy of guessing
 _GOOD = 0.5  # accuracy in the most likely order from which size and normalisation are hardly wrong
-_RIGHT = "are the labels, the size (--size) and the normalisation (--normalise imagenet, half or none) right?"
+_CHECKED = "the labels, the size (--size) and the normalisation (--normalise imagenet, half or none)"
 
 
 class Order(ClassOrder):
@@ -59,10 +59,10 @@ class Order(ClassOrder):
         if not self.moved:
             return (
                 f"{now.value:.0%} of {now.n} unchanged pictures are right ({now.low:.0%} to {now.high:.0%}), hardly"
-                f" more than by guessing, and no other order of the classes is better: {_RIGHT}"
+                f" more than by guessing, and no other order of the classes is better: check {_CHECKED}"
             )
         if self.at_chance and then.value < _GOOD:
-            told += f". Before you change it: {_RIGHT}"
+            told += f", hardly more than by guessing. First check {_CHECKED}"
         if self.sure:
             (given, other), closest = min((self._margin(i), i) for i in self.moved)
             told += f". That is sure: the closest call is {self.classes[closest]!r}, {given} pictures against {other}"
