@@ -1,10 +1,12 @@
 """A chat model is repaired by what is added to its prompts: planted weaknesses, of which a piece mends one or none."""
 
+import contextlib
 import importlib.util
 import json
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,22 @@ from stages.params import Params
 from stages.params.usage import UsageConfig, in_use
 from stages.tasks.chat import Chat
 from stages.tasks.chat.config import ChatPrepare, ChatRepair
-from stages.tasks.chat.configuration import CONFIGURATION, Configuration, Normalisation, question_in, read_configuration
+from stages.tasks.chat.configuration import (
+    CONFIGURATION,
+    BestOf,
+    Configuration,
+    Instruction,
+    Normalisation,
+    PassageOrder,
+    Piece,
+    SecondLook,
+    question_in,
+    read_configuration,
+)
+from stages.tasks.chat.conversation import Script
 from stages.tasks.chat.data import JsonQuestions, choose_items
 from stages.tasks.chat.init import QuestionsInit
+from stages.tasks.chat.measures import most_agreed
 from stages.tasks.contract import Compute, Pair, RatedExample, RepairPlan, TargetMode, TaskContext
 from stages.tasks.language.chats import KNOWN
 from stages.tasks.language.generate import Turn
@@ -39,6 +54,7 @@ from tests.test_tabular import repository
 from tests.tiny_models import tiny_embedder
 from tests.workspace import ROOT
 
+PROMPT = ChatPrepare.model_fields["prompt"].default
 CONCEPTS = {"letter_case": ["as_is", "upper"], "injection": ["none", "ignore"]}
 UPPER, INJECTED = (TargetMode(name, Region({name: (1,)})) for name in CONCEPTS)
 COUNTS = {"discover": 10, "repair": 24, "test": 12}
@@ -305,6 +321,18 @@ def test_what_is_wrong_with_a_repair_is_told_before_anything_runs(inputs, settin
     assert said in "\n".join(errors)
 
 
+@pytest.mark.parametrize(
+    ("settings", "prepare", "said"),
+    [
+        ({"order": True}, {"prompt": "{question}\n{context}"}, "order: expected {context} before {question}"),
+        ({"best_of": 3}, {"generation": {"temperature": 0.5}}, "best_of: expected prepare.generation.temperature: 0"),
+        ({"best_of": 1}, {}, "best_of"),
+    ],
+)
+def test_ways_to_ask_that_cannot_be_tried_are_errors(inputs, settings, prepare, said):
+    assert said in "\n".join(Chat.check_repair(context(inputs, **prepare), {"method": "prompt", **settings}))
+
+
 def serving(cures: set[str], key: str = "") -> Any:
     """A served model with these cures."""
 
@@ -347,7 +375,11 @@ def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inpu
         (tmp_path / "undone").mkdir()
         (tmp_path / "undone" / CONFIGURATION).write_text(json.dumps({"schema": 1, **undone.model_dump(mode="json")}))
         write_loader(
-            tmp_path / "undone", sys.modules["stages.tasks.chat.configuration"].__file__, url="", normalises=True
+            tmp_path / "undone",
+            sys.modules["stages.tasks.chat.configuration"].__file__,
+            url="",
+            needs=True,
+            temperature=0.7,
         )
         assert passed_on(tmp_path / "undone", model, asked) == undone.applied(asked) != turn
         saved = read_json(out / CONFIGURATION)
@@ -356,8 +388,9 @@ def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inpu
             Chat.load(given, prepared, out)
 
 
-def passed_on(folder: Path, model: Any, turn: Turn) -> Turn:
-    """What the model gets from the proxy of a folder if that gets this turn."""
+@contextlib.contextmanager
+def proxy_of(folder: Path, model: Any) -> Iterator[str]:
+    """Run the proxy of a folder, and yield its URL."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["load.py", f"{model.url}/v1/"])
         spec = importlib.util.spec_from_file_location("load", folder / "load.py")
@@ -365,7 +398,13 @@ def passed_on(folder: Path, model: Any, turn: Turn) -> Turn:
         spec.loader.exec_module(loaded := importlib.util.module_from_spec(spec))
     with ThreadingHTTPServer(("127.0.0.1", 0), loaded.Proxy) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+def passed_on(folder: Path, model: Any, turn: Turn) -> Turn:
+    """What the model gets from the proxy of a folder if that gets this turn."""
+    with proxy_of(folder, model) as url:
         messages = [{"role": "system", "content": turn.system}, {"role": "user", "content": turn.said}]
         body = {"model": "tiny", "messages": messages if turn.system else messages[1:]}
         done = httpx.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer mine"})
@@ -373,9 +412,71 @@ def passed_on(folder: Path, model: Any, turn: Turn) -> Turn:
         assert model.paths[-1].endswith("/answer/v1/chat/completions") and model.requests[-1]["model"] == "tiny"
         assert httpx.get(f"{url}/models").json() == {"data": [{"id": "tiny"}]}
         assert httpx.post(f"{url}/chat/completions", json={"messages": "none"}).status_code == 400
-        server.shutdown()
     *system, said = model.requests[-1]["messages"]
     return Turn(system[0]["content"] if system else "", said["content"])
+
+
+def ways(*pieces: Piece) -> Configuration:
+    return Configuration(base="b", prompt=PROMPT, pieces=pieces)
+
+
+@pytest.mark.parametrize(
+    ("passages", "sorted_ones"),
+    [
+        (["Cats purr.", "Zeno told a paradox.", "Dogs bark."], ["Zeno told a paradox.", "Cats purr.", "Dogs bark."]),
+        (["Who told?", "Who told what?", "Who is Zeno?"], ["Who is Zeno?", "Who told?", "Who told what?"]),
+        (["One alone."], ["One alone."]),
+    ],
+)
+def test_passages_most_like_the_question_come_first(passages, sorted_ones):
+    order = ways(PassageOrder(order="similar_first"))
+    given, found = ("\n\n".join([*those, "Question: Who told of Zeno?\nAnswer:"]) for those in (passages, sorted_ones))
+    assert order.applied(Turn("s", given)) == Turn("s", found)
+    assert order.applied(Turn("s", "And now?")) == Turn("s", "And now?"), "of another form"
+
+
+def test_a_second_look_follows_the_answer_and_the_best_is_drawn():
+    look, text = SecondLook(), Instruction(instruction="Be brief.")
+    assert ways(look, text).applied(Turn("s", "Why?")) == Script("s\n\nBe brief.", look.second_look, ("Why?",))
+    talk = Script("s", "b", ("a",))
+    assert ways(look, BestOf(best_of=3)).applied(talk) == Script("s", look.second_look, ("a", "b"), (), 3)
+    assert most_agreed(["It is Zeno.", "Plato", "Zeno it is"]) == 0 and most_agreed(["Plato", "Zeno", "Zeno"]) == 1
+
+
+def hesitant(request: dict[str, Any]) -> Any:
+    """Is wrong at first, right at a second look, and in three of four draws."""
+    *_, last = said = [one["content"] for one in request["messages"]]
+    looks = last == SecondLook().second_look
+    number = re.findall(r"article (\d+)\?", said[-3] if looks else last, re.IGNORECASE)
+    right = looks or ("temperature" in request and request["seed"] % 4 > 0)
+    return completion(ROWS[int(number[-1])]["answers"][0] if right and number else "Nobody.")
+
+
+@pytest.mark.parametrize(("setting", "each"), [({"second_look": True}, 2), ({"best_of": 9}, 9)])
+def test_ways_to_ask_are_chosen_loaded_and_served_by_the_proxy(inputs, tmp_path, monkeypatch, setting, each):
+    monkeypatch.chdir(tmp_path)
+    settings = {**setting, "normalise": [], "examples": 0}
+    with served(hesitant, whole=True, models=["tiny"]) as model:
+        given = context(inputs, model={"openai": f"{model.url}/v1", "model": "tiny"})
+        assert Chat.check_repair(given, {"method": "prompt", **settings}) == []
+        (prepared := tmp_path / "prepare").mkdir()
+        Chat.prepare(given, prepared)
+        before, asked = len(model.requests), plan(settings=settings)
+        record = Chat.load(given, prepared).repair(asked, tmp_path / "repaired")
+        assert {*setting} <= {*read_json(tmp_path / "repaired" / CONFIGURATION)["pieces"][0]}
+        told = Chat.repair_probes(asked.settings, 1.0)
+        requests = len(model.requests) - before - len(KNOWN)
+        assert told.each == each and len(record.curve) * told.pairs < requests <= told.most * told.pairs * told.each
+        repaired, cells = Chat.load(given, prepared, tmp_path / "repaired"), np.tile([1, 0], (COUNTS["test"], 1))
+        ids = repaired.items.ids("test")
+        assert not repaired.probe(ids, cells).failed.any()
+        [turn] = Chat.load(given, prepared).changed(ids[:1], cells[:1])
+        before = len(model.requests)
+        with proxy_of(tmp_path / "repaired", model) as url:
+            messages = [{"role": "system", "content": turn.system}, {"role": "user", "content": turn.said}]
+            done = httpx.post(f"{url}/chat/completions", json={"model": "tiny", "messages": messages})
+        assert done.json()["choices"][0]["message"]["content"] == repaired.expected(ids[0], cells[0])[0]
+        assert len(model.requests) - before == each
 
 
 def test_a_configuration_without_a_system_message_precedes_the_question():
@@ -397,7 +498,7 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
         repair = {**block, "restructure": {**block["restructure"], **changes}}
         one = {**audit, "concepts": concepts, "usage": "uniform"}
         params = Params.model_validate({"audits": {"q": one}, "repairs": {"q": repair}})
-        return abilities_of(params, "q")[-2:]
+        return abilities_of(params, "q")[-3:-1]
 
     chat, shares = ChatRepair(method="prompt"), 1 + 2 * MOST_SHARES
     most, usual = chat.candidates * chat.pairs, (2 * (3 + 3 + 4 + 6) + 1) * chat.pairs

@@ -28,7 +28,8 @@ class Abilities(NamedTuple):
 
     `budgeted` is whether the audit's repair keeps a budget of harm. `repair_probes` is the largest number of probes
     that the repair, its control and further trainings ask, that budget included; `usual_repair_probes` is about how
-    many if one thing helps and breaks little. Both are None if they train, or there is none.
+    many if one thing helps and breaks little. Both are None if they train, or there is none. `requests_after` is the
+    largest number of requests that a probe of a repaired model takes for each of the model under test.
     """
 
     again: bool
@@ -38,6 +39,7 @@ class Abilities(NamedTuple):
     budgeted: bool
     repair_probes: int | None
     usual_repair_probes: int | None
+    requests_after: int = 1
 
 
 def abilities_of(params: Params, audit: str) -> Abilities:
@@ -72,16 +74,16 @@ def _keeps_budget(params: Params, audit: str, task: "type[Task]") -> bool:
     return repair is not None and repair.harm is not None and repair.method in task.movable
 
 
-def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int | None, int | None]:
+def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int | None, int | None, int]:
     if audit not in params.repairs:
-        return None, None
+        return None, None, 1
     repair, items = params.repairs[audit].restructure, params.audits[audit].prepare.get("items")
     settings = {"method": repair.method, **repair.settings}
     copies = ("repaired",) if repair.control == "none" else ("repaired", "control")
     doses = [dose for copy in copies for dose in repair.doses.get(copy, (1.0,))]
     asked = [tried for dose in doses if (tried := task.repair_probes(settings, dose)) is not None]
     if len(asked) < len(doses):
-        return None, None
+        return None, None, 1
     learnt = items.get("repair", 0) if isinstance(items, dict) else 0
     existing = learnt * prod(map(len, params.audits[audit].concepts.values())) or sys.maxsize  # pairs of a small grid
     must_pass = _must_pass(audit)
@@ -98,7 +100,8 @@ def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int 
     if repair.harm is not None and _keeps_budget(params, audit, task):
         shares = MOST_SHARES
         each += min(repair.harm.pairs, existing) + round(repair.harm.held_out * learnt)
-    return most + (1 + shares * len(copies)) * each, usual + (1 + len(copies)) * each
+    after = max(one.each for one in asked)
+    return most + (1 + shares * len(copies)) * each, usual + (1 + len(copies)) * each, after
 
 
 def _must_pass(audit: str) -> int:

@@ -233,14 +233,18 @@ def _requests(params: Params, graph: Graph, name: str, who: str, expected: "Expe
     from stages.tasks.account import money
 
     todo = graph.to_do([name])
-    requests = expected.by_probe * sum(probes_of(params, stage) or 0 for stage in todo)
-    requests += expected.preparing if any(stage.kind == "prepare" for stage in todo) else 0
+    can, probes = abilities_of(params, name), dict[str, int]()
+    for stage in todo:
+        probes[stage.kind] = probes.get(stage.kind, 0) + (probes_of(params, stage) or 0)
+    preparing = expected.preparing if "prepare" in probes else 0
+    usual = preparing + expected.by_probe * sum((probes | {"restructure": can.usual_repair_probes or 0}).values())
+    if who == name:
+        probes |= {kind: can.requests_after * probes.get(kind, 0) for kind in ("restructure", "re_evaluate")}
+    requests = preparing + expected.by_probe * sum(probes.values())
     prompt, completion, price = requests * expected.prompt, requests * expected.completion, expected.price
     told = f"{who}: at most {requests:,} requests"
-    can = abilities_of(params, name)
-    if can.repair_probes and can.usual_repair_probes and any(stage.kind == "restructure" for stage in todo):
-        saved = expected.by_probe * (can.repair_probes - can.usual_repair_probes)
-        told += f" (about {requests - saved:,} if one change of the prompt helps and breaks little)"
+    if can.usual_repair_probes and "restructure" in probes:
+        told += f" (about {usual:,} if one change of the prompt helps and breaks little)"
     told += f", {prompt:,.0f} prompt and {completion:,.0f} completion tokens"
     told += f" (by {expected.measured:,} so far" if expected.measured else " (a guess from the length of the texts"
     told += "; what was already answered is not requested again)" if expected.bill.requests else ")"

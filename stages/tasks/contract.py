@@ -362,13 +362,15 @@ class RepairProbes(NamedTuple):
 
     Args:
         most: largest number of variants that are tried, the model under test counted wherever it is asked again.
-        usual: about how many are tried if one thing helps.
+        usual: about how many are tried if one thing helps, one with more requests in a probe counted as several.
         pairs: pairs of item and cell that each of them answers.
+        each: requests of such a variant in a probe, at most, for one of the model under test.
     """
 
     most: int
     usual: int
     pairs: int
+    each: int = 1
 
 
 class Probed(Protocol):

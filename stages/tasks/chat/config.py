@@ -103,6 +103,15 @@ class ChatRepair(Strict):
         tuple(NORMALISATIONS), strict=False, description="changes that are tried to undo in questions, see normalise.py"
     )
 
+    order: bool = Field(False, description="try passages in the order of the words they share with the question")
+    second_look: bool = Field(False, description="try to let the model correct its answer: one more request for each")
+    best_of: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="try the answer, of so many drawn at temperature 0.7, that agrees most with others",
+    )
+
     @field_validator("normalise")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,14 +3,16 @@
 Nothing is trained. configuration.json lists the pieces and names the model under test by its content hash:
 
     {"schema": 1, "base": "8a1f...", "prompt": "{context}...{question}...", "pieces": [
-      {"instruction": TEXT}, {"example": ITEM, "said": USER'S MESSAGE, "answer": TEXT}, {"normalise": "letter_case"}]}
+      {"instruction": TEXT}, {"example": ITEM, "said": USER'S MESSAGE, "answer": TEXT}, {"normalise": "letter_case"},
+      {"order": "similar_first"}, {"second_look": TEXT}, {"best_of": 5}]}
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -19,9 +21,14 @@ from stages.core.files import content_hash, read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.chat.config import CONTEXT, QUESTION
 from stages.tasks.chat.conversation import Given, Script
+from stages.tasks.chat.measures import compared_words
 from stages.tasks.language.normalise import normaliser
 
 CONFIGURATION = "configuration.json"
+SECOND_LOOK = (
+    "Read the text and the question again. Correct your answer if it is wrong. Reply with the final answer and nothing"
+    " else."
+)
 
 
 class Instruction(Strict):
@@ -53,11 +60,16 @@ class AnsweredExample(Strict):
         return f"example: {self.example}, answered {self.answer}"
 
 
-class Normalisation(Strict):
+class Unsaid(Strict):
+    """A piece that adds no text to the system message."""
+
+    text: str = Field("", exclude=True)
+
+
+class Normalisation(Unsaid):
     """A change that is undone in the question."""
 
     normalise: str
-    text: str = Field("", exclude=True)
 
     @field_validator("normalise")
     @classmethod
@@ -69,7 +81,34 @@ class Normalisation(Strict):
         return f"undone in the question: {self.normalise}"
 
 
-Piece = Instruction | AnsweredExample | Normalisation
+class PassageOrder(Unsaid):
+    """Passages, which empty lines divide, are sorted by the words that they share with the question."""
+
+    order: Literal["similar_first"]
+
+    def __str__(self) -> str:
+        return "passages most like the question first"
+
+
+class SecondLook(Unsaid):
+    """After its answer, the user says this, and what the model replies is the answer."""
+
+    second_look: str = Field(SECOND_LOOK, min_length=1)
+
+    def __str__(self) -> str:
+        return f"second look: {self.second_look}"
+
+
+class BestOf(Unsaid):
+    """Of so many drawn answers, the one that agrees most with the others is taken."""
+
+    best_of: int = Field(ge=2, le=64)
+
+    def __str__(self) -> str:
+        return f"the best of {self.best_of} answers"
+
+
+Piece = Instruction | AnsweredExample | Normalisation | PassageOrder | SecondLook | BestOf
 
 
 class Configuration(Strict):
@@ -104,7 +143,16 @@ class Configuration(Strict):
 
     def applied(self, turn: Given) -> Given:
         """Return what the model is given in place of a turn or a conversation."""
-        turn = turn._replace(said=self.normalised(turn.said))
+        turn = self._with_text(turn._replace(said=self.normalised(turn.said)))
+        looks = [piece.second_look for piece in self.pieces if isinstance(piece, SecondLook)]
+        best = [piece.best_of for piece in self.pieces if isinstance(piece, BestOf)]
+        if not (looks or best):
+            return turn
+        script = Script(*turn)
+        said = (*script.before, script.said, *looks)
+        return script._replace(before=said[:-1], said=said[-1], best_of=max(best, default=1))
+
+    def _with_text(self, turn: Given) -> Given:
         if not self.text:
             return turn
         if turn.system:
@@ -114,12 +162,28 @@ class Configuration(Strict):
         return turn._replace(said=f"{self.text}\n\n{turn.said}")
 
     def normalised(self, said: str) -> str:
-        """Undo changes in the question of a user's message."""
+        """Undo changes in the question of a user's message, and sort the passages."""
         names = [piece.normalise for piece in self.pieces if isinstance(piece, Normalisation)]
-        if not names:
+        sorts = any(isinstance(piece, PassageOrder) for piece in self.pieces)
+        if not (names or sorts):
             return said
         start, end = question_in(said, self.prompt)
-        return said[:start] + normaliser(names)(said[start:end]) + said[end:]
+        before, question = said[:start], normaliser(names)(said[start:end])
+        return (_similar_first(before, question, self.prompt) if sorts else before) + question + said[end:]
+
+
+def _similar_first(before: str, question: str, prompt: str) -> str:
+    """Sort the passages in what precedes the question; a word counts less if more passages have it."""
+    head, found, tail = prompt.partition(QUESTION)[0].partition(CONTEXT)
+    start, end = len(head.lstrip()), len(before) - len(tail)
+    if not found or end <= start:
+        return before
+    passages, asked = before[start:end].split("\n\n"), set(compared_words(question))
+    words = [set(compared_words(passage)) for passage in passages]
+    held = Counter(word for one in words for word in one)
+    alike = [sum(1 / held[word] for word in sorted(one & asked)) for one in words]
+    order = sorted(range(len(passages)), key=lambda n: -alike[n])
+    return before[:start] + "\n\n".join(passages[n] for n in order) + before[end:]
 
 
 def question_in(said: str, prompt: str) -> tuple[int, int]:

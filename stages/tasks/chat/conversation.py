@@ -81,12 +81,16 @@ class ScriptedTool(NamedTuple):
 
 
 class Script(NamedTuple):
-    """A conversation to play: system message, last and earlier messages of the user, and tools."""
+    """A conversation to play: system message, last and earlier messages of the user, tools, and how often it is played.
+
+    Of several times, what agrees most with the others is the answer.
+    """
 
     system: str
     said: str
     before: tuple[str, ...] = ()
     tools: tuple[ScriptedTool, ...] = ()
+    best_of: int = 1
 
 
 Given = Turn | Script

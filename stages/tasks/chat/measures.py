@@ -7,7 +7,7 @@ articles a, an, the. In addition, hyphens separate words and a possessive 's is 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from stages.core.errors import UsageError
@@ -57,6 +57,11 @@ def f1(output: str, answer: str) -> float:
     told, wanted = compared_words(output), compared_words(answer)
     common = sum((Counter(told) & Counter(wanted)).values())
     return 1.0 - 2 * common / (len(told) + len(wanted)) if common else 1.0
+
+
+def most_agreed(answers: Sequence[str]) -> int:
+    """Return which of several answers has most words in common with the others (self-consistency, Wang et al. 2022)."""
+    return min(range(len(answers)), key=lambda n: sum(f1(answers[n], other) for other in answers))
 
 
 MEASURES: Mapping[str, Callable[[str, str], float]] = {"contains": contains, "exact": exact, "f1": f1}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MARK = "<tool_call>"
 BARE = LIST, PARAMETERS = "[TOOL_CALLS]", '"parameters": '  # in the templates of Mistral, and of Llama 3
 _CALL = re.compile(rf"{MARK}\s*(\{{.*?\}})\s*</tool_call>", re.DOTALL)
+BEST_OF = 0.7  # temperature at which answers are drawn of which the best is taken
 _ANSWER = "\n[answer] "
 _DRAW = "\n[again] "
 

@@ -26,8 +26,8 @@ from stages.tasks.chat.configuration import CONFIGURATION, Configuration, read_c
 from stages.tasks.chat.conversation import CALLS, Given, Script, as_text
 from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items, questions_of
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
-from stages.tasks.chat.measures import MEASURES, matches
-from stages.tasks.chat.playing import Draws, Player, answer_in, calls_in, draws_in
+from stages.tasks.chat.measures import MEASURES, matches, most_agreed
+from stages.tasks.chat.playing import BEST_OF, Draws, Player, answer_in, calls_in, draws_in
 from stages.tasks.contract import SPLITS, Exhibit, Items, ProbeBatch, TaskContext
 from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Judge, Parts
 from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, OpenAIChat, generation_of
@@ -89,6 +89,7 @@ class ChatProbes(JudgedTexts):
         self.threshold = self.settings.threshold
         config = ChatPrepare.model_validate(dict(context.config))
         self.configuration = configuration or Configuration(base=model.hash, prompt=config.prompt)
+        self._longest_answer = config.generation.max_new_tokens  # tokens
         self._draws = Draws(config.generation.temperature, config.generation.draws, context.seed)
         self.concepts = span(context.concepts, catalogue_of(config))
         self.questions = questions_of(items)
@@ -108,8 +109,10 @@ class ChatProbes(JudgedTexts):
         if (room := self.model.room) is None:
             return ""
         for item in self.questions:
-            given = self.configuration.applied(self._asking.longest(item))
-            most = self.model.tokens(Turn(given.system, given.said)) + _LARGEST * len(item.question.encode())
+            given = Script(*self.configuration.applied(self._asking.longest(item)))
+            said = "\n".join((*given.before, given.said))
+            most = self.model.tokens(Turn(given.system, said)) + _LARGEST * len(item.question.encode())
+            most += len(given.before) * self._longest_answer
             if most > room:
                 return (
                     f"concepts: the question {item.id} may take {most} tokens with its answer, and the model has room"
@@ -247,7 +250,11 @@ class ChatProbes(JudgedTexts):
         turns = [one for one in inputs if isinstance(one, Turn)]
         if len(turns) == len(inputs) and not self._draws.temperature:
             return self.model.answer(turns)
-        return self._player.play([Script(*one) for one in inputs])
+        scripts = [Script(*one) for one in inputs]
+        if (number := scripts[0].best_of) == 1:
+            return self._player.play(scripts)
+        drawn = map(draws_in, Player(self.model, Draws(BEST_OF, number, self._draws.seed)).play(scripts))
+        return [texts[most_agreed([*map(answer_in, texts)])] for texts in drawn]
 
     @cached_property
     def _player(self) -> Player:
@@ -269,7 +276,7 @@ class ChatProbes(JudgedTexts):
     def measured(self, row: int, output: str) -> float:
         """See JudgedTexts: from the nearest expected answer, from 0 to 1; of several draws the worst, or the best."""
         decides = max if self.settings.fails_if == "any" else min
-        return decides(self._measured(row, self._judged(row, one)) for one in draws_in(output))
+        return decides(self._measured(row, answer_in(one)) for one in draws_in(output))
 
     def _measured(self, row: int, output: str) -> float:
         item = self.questions[row]
@@ -281,14 +288,10 @@ class ChatProbes(JudgedTexts):
             return min(float(np.clip(1 - self.embedder.cosine(output, answer), 0, 1)) for answer in item.answers)
         return min(MEASURES[self.settings.measure](output, answer) for answer in item.answers)
 
-    def _judged(self, row: int, output: str) -> str:
-        return answer_in(output) if self.questions[row].conversation else output
-
     def _trials(self, rows: Sequence[int], outputs: Sequence[str]) -> tuple[np.ndarray, dict[int, AnswerToJudge]]:
         found, trials = super()._trials(rows, outputs)
         for n, trial in trials.items():
-            answer, baseline = (self._judged(rows[n], text) for text in (trial.answer, trial.baseline))
-            trials[n] = trial._replace(answer=answer, baseline=baseline)
+            trials[n] = trial._replace(answer=answer_in(trial.answer), baseline=answer_in(trial.baseline))
         return found, trials
 
     def is_plain(self, row: int, output: str) -> bool:

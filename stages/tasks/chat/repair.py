@@ -1,6 +1,7 @@
 """Repair of a chat model by what is added to its prompts: greedy forward selection, without training.
 
-A piece is an instruction, a question with its right answer, or a change that is undone in the question. In each round
+A piece is an instruction, a question with its right answer, a change that is undone in the question, or a way to ask:
+passages in another order, a second look at the answer, the best of several answers. In each round
 the configuration so far, and it with each further piece, answer the same pairs of item and cell; the piece that mends
 most stays, until none helps or all candidates are used. A control draws its pairs, and its examples, as they occur in
 use or unchanged: it tries as much and learns as much about the questions, only not about the failures.
@@ -27,15 +28,18 @@ from stages.params import checked
 from stages.tasks.chat.config import CONTEXT, ChatRepair
 from stages.tasks.chat.configuration import (
     AnsweredExample,
+    BestOf,
     Configuration,
     Normalisation,
+    PassageOrder,
     Piece,
+    SecondLook,
     instructions,
     question_in,
     save_configuration,
 )
 from stages.tasks.chat.conversation import in_example
-from stages.tasks.chat.playing import answer_in, draws_in
+from stages.tasks.chat.playing import BEST_OF, answer_in, draws_in
 from stages.tasks.chat.probes import ChatProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.language.chats import OpenAIChat
@@ -111,7 +115,8 @@ def repair(task: ChatProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         out_dir,
         __file__,
         url=source.base if isinstance(source, OpenAIChat) else "",
-        normalises=any(isinstance(piece, Normalisation) for piece in found.configuration.pieces),
+        needs=any(isinstance(piece, Normalisation | PassageOrder | BestOf) for piece in found.configuration.pieces),
+        temperature=BEST_OF,
     )
     return RepairRecord(settings.method, limit, numbers, found.curve)
 
@@ -152,6 +157,12 @@ class PromptTrial:
         own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
         undone = settings.normalise if not talks and _finds_questions(task, items) else ()
         pool: dict[Piece, None] = dict.fromkeys([*own, *shown, *(Normalisation(normalise=name) for name in undone)])
+        ways: dict[Piece, bool] = {
+            PassageOrder(order="similar_first"): settings.order and not talks,
+            SecondLook(): settings.second_look,
+            BestOf(best_of=settings.best_of or 2): settings.best_of is not None,
+        }
+        pool |= {piece: None for piece, tried in ways.items() if tried}
         fits = [piece for piece in pool if not _with(task, task.configuration.plus(piece)).too_long()]
         for piece in pool:
             if piece not in fits:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.tasks.chat.config import ChatRepair
+from stages.tasks.chat.config import CONTEXT, QUESTION, ChatPrepare, ChatRepair
 from stages.tasks.chat.configuration import instructions, read_configuration, save_configuration
 from stages.tasks.chat.probes import ChatProbes
-from stages.tasks.contract import RepairPlan, RepairProbes, RepairRecord
+from stages.tasks.contract import RepairPlan, RepairProbes, RepairRecord, TaskContext
 
 
 class Chat(ChatProbes):
@@ -22,7 +22,21 @@ class Chat(ChatProbes):
         asked = ChatRepair.model_validate(dict(settings))
         most = max(1, round(asked.candidates * dose))
         pieces = len(instructions(True, asked.instructions)) + asked.examples + len(asked.normalise)
-        return RepairProbes(most, min(most, 2 * pieces + 1), asked.pairs)
+        pieces += asked.order + 2 * asked.second_look + (asked.best_of or 0)  # as many as they ask
+        each = (1 + asked.second_look) * (asked.best_of or 1)
+        return RepairProbes(most, min(most * each, 2 * pieces + 1), asked.pairs, each)
+
+    @classmethod
+    def repair_conflicts(cls, context: TaskContext, asked: ChatRepair) -> list[str]:
+        """See Task: passages that are not before the question, and draws of draws."""
+        prepare, found = ChatPrepare.model_validate(dict(context.config)), list[str]()
+        if asked.order and CONTEXT not in prepare.prompt.partition(QUESTION)[0]:
+            found.append(f"restructure.settings.order: expected {CONTEXT} before {QUESTION} in prepare.prompt")
+        if asked.best_of and prepare.generation.temperature:
+            found.append(
+                "restructure.settings.best_of: expected prepare.generation.temperature: 0, answers are drawn already"
+            )
+        return found
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         from stages.tasks.chat.repair import repair
