@@ -10,7 +10,7 @@ about ten minutes of CPU time.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from time import process_time
@@ -107,19 +107,24 @@ class Statistics(FineTuning):
 
     def run(self) -> pd.DataFrame:
         curve, rng = super().run(), np.random.default_rng(self.seed)
-        for norm in norms(self.model):
-            norm.reset_running_stats()
-            norm.train().momentum = None
-        for _ in range(40):
-            ids, cells = rng.choice(self.items, PORTION).tolist(), self.task.concepts.sample(PORTION, rng)
-            with torch.no_grad():
-                self.model(self.task.inputs(ids, cells))
+        drawn = ((rng.choice(self.items, PORTION).tolist(), self.task.concepts.sample(PORTION, rng)) for _ in range(40))
+        estimate(self.model, (self.task.inputs(*one) for one in drawn))
         return curve
 
 
 def norms(model: Classifier) -> list[nn.BatchNorm2d]:
     """Return the layers of batch normalisation."""
     return [one for one in model.modules() if isinstance(one, nn.BatchNorm2d)]
+
+
+def estimate(model: Classifier, pictures: Iterable[Tensor]) -> None:
+    """Give batch normalisation the statistics of batches of pictures (n, c, h, w)."""
+    for norm in norms(model):
+        norm.reset_running_stats()
+        norm.train().momentum = None
+    for batch in pictures:
+        with torch.no_grad():
+            model(batch)
 
 
 RATE = {"learning_rate": 3e-3}
