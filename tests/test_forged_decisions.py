@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from stages import collect_feedback
 from stages.core.errors import FadedError, UsageError
@@ -70,18 +72,25 @@ def count(keys: dict[str, str] = LISTED) -> tuple[list[str], str]:
     return [d.reviewer for d in standing(params(keys), "x").decisions], str(stopped.value)
 
 
+def as_yaml(file: File) -> str:
+    """As Faded writes it: to PyYAML a key of digits and an e is text, to YAML 1.2 a number."""
+    text = io.StringIO()
+    YAML().dump(file, text)
+    return text.getvalue()
+
+
 def edit(path: Path, change: Callable[[File], object]) -> None:
     """Change a decision file by hand."""
     file = yaml.safe_load(path.read_text())
     change(file)
-    path.write_text(yaml.safe_dump(file, allow_unicode=False))
+    path.write_text(as_yaml(file))
 
 
 def by_hand(**changes: Any) -> Path:
     """A second decision file, hand-written from Ada's."""
     path = Path(f"data/x/decisions/{landscape_hash('x')}.yaml")
     file = yaml.safe_load(path.read_text()) | changes
-    path.with_suffix(".2.yaml").write_text(yaml.safe_dump(file))
+    path.with_suffix(".2.yaml").write_text(as_yaml(file))
     return path.with_suffix(".2.yaml")
 
 
@@ -166,10 +175,10 @@ def test_a_forged_revision_lifts_no_rejection() -> None:
     kept = standing(params(), "x").kept
     unsigned |= {"previous": [kept[0].sha256], "revises": [kept[0].sha256]}
     del unsigned["signature"]
-    path.with_suffix(".2.yaml").write_text(yaml.safe_dump(unsigned))
+    path.with_suffix(".2.yaml").write_text(as_yaml(unsigned))
     assert count()[0] == ["Ada"] and "Ada rejected" in count()[1]
     late = unsigned | {"approve": False, "reviewer": "nobody", "via": "time-out"}  # needs no signature
-    path.with_suffix(".2.yaml").write_text(yaml.safe_dump(copy.deepcopy(late)))
+    path.with_suffix(".2.yaml").write_text(as_yaml(late))
     assert count()[0] == ["Ada"] and "takes nobody's place" in standing(params(), "x").problems[0]
 
 
