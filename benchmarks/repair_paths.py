@@ -49,7 +49,7 @@ class StatisticsAlone(FineTuning):
 
 
 PHOTOS = {"batch_size": 32, "candidates": 1}
-WHATS: Mapping[str, tuple[type[FineTuning], dict[str, Any]]] = {
+TRIALS: Mapping[str, tuple[type[FineTuning], dict[str, Any]]] = {
     "statistics of batch normalisation": (StatisticsAlone, PHOTOS),
     "scales and shifts of batch normalisation": (Affine, {**PHOTOS, "learning_rate": 1e-3}),
     "all layers, self-distilled": (FineTuning, {**PHOTOS, "learning_rate": 1e-4, "method": "self-distilled"}),
@@ -191,7 +191,7 @@ def parts(audit: str) -> None:
     task, held_out = under_test(audit)
     items = held_out + task.items.ids("discover")[:SEARCHED], task.items.ids("test")
     bench = Bench(task, targets_of(audit), items, ((100, 200), (400, 400)))
-    for name, (kind, settings) in WHATS.items():
+    for name, (kind, settings) in TRIALS.items():
 
         def train(
             plan: RepairPlan, kind: type[FineTuning] = kind, settings: Mapping[str, Any] = settings
