@@ -91,9 +91,8 @@ def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int 
     for one in asked:
         pairs = min(one.pairs, existing)
         most += repair.trainings * one.most * (pairs + must_pass)
-        usual += repair.trainings * (
-            one.usual * pairs + min(2, one.most) * must_pass
-        )  # with the prompt to improve on, and that chosen
+        # Pairs that must pass are usually asked twice: with the prompt to improve on, and with the one chosen.
+        usual += repair.trainings * (one.usual * pairs + min(2, one.most) * must_pass)
     # The model under test and its copies answer the pairs that must pass and, within a budget, those held out. What
     # breaks too much answers them at several shares of the way.
     each, shares = must_pass, 1

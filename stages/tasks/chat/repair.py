@@ -1,10 +1,10 @@
 """Repair of a chat model by what is added to its prompts: greedy forward selection, without training.
 
 A piece is an instruction, a question with its right answer, a change that is undone in the question, or a way to ask:
-passages in another order, a second look at the answer, the best of several answers. In each round
-the configuration so far, and it with each further piece, answer the same pairs of item and cell; the piece that mends
-most stays, until none helps or all candidates are used. A control draws its pairs, and its examples, as they occur in
-use or unchanged: it tries as much and learns as much about the questions, only not about the failures.
+passages in another order, a second look at the answer, the best of several answers. In each round the configuration so
+far, and it with each further piece, answer the same pairs of item and cell; the piece that mends most stays, until none
+helps or all candidates are used. A control draws its pairs, and its examples, as they occur in use or unchanged: it
+tries as much and learns as much about the questions, only not about the failures.
 
 A piece does not stay if a pair that must pass newly fails with it; then the next best one is tried on these pairs.
 
