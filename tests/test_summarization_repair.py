@@ -19,16 +19,16 @@ from tests.weights import same
 
 pytest.importorskip("peft")
 
+from stages.tasks.language import training as training_module
 from stages.tasks.language.form import load_form
 from stages.tasks.language.models import load_summarizer
 from stages.tasks.language.normalise import NORMALISATIONS, normaliser
+from stages.tasks.language.training import SummarizerTraining, token_logits
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization import repair as repair_module
-from stages.tasks.summarization import training as training_module
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import Lessons, build_must_pass, build_pairs
 from stages.tasks.summarization.repair import repair
-from stages.tasks.summarization.training import SummarizerTraining, token_logits
 
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)

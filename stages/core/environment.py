@@ -47,6 +47,7 @@ DEFAULTS = {
     "HF_HUB_OFFLINE": "1",
     "POT_BACKEND_DISABLE_PYTORCH": "1",  # otherwise every import of POT loads torch for nothing
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "SB3_LOGDIR": ".",  # otherwise each agent leaves an empty folder in /tmp, though nothing is logged
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "NUMPY_MADVISE_HUGEPAGE": "0",  # clearing huge pages took a fifth of compare: most large arrays are short-lived
     **ALIKE,

@@ -87,10 +87,20 @@ class ChatDiscrepancy(Strict):
     )
 
 
-class ChatRepair(Strict):
-    """How a chat model is repaired: by what is added to its prompts. `candidates` x `pairs` bounds what is asked."""
+_OF_PROMPTS = (
+    *("candidates", "pairs", "instructions", "examples"),
+    *("normalise", "order", "second_look", "best_of"),
+)
+_OF_TRAINING = ("steps", "batch_size", "learning_rate", "replay", "rank")
 
-    method: Literal["prompt"] = Field(description="see repair.py")
+
+class ChatRepair(Strict):
+    """How a chat model is repaired: by what is added to its prompts, or by training an adapter.
+
+    `candidates` x `pairs` bounds what is asked for prompts. A step of training sees `batch_size` questions.
+    """
+
+    method: Literal["prompt", "lora"] = Field(description="see repair.py and adapter.py")
     candidates: int = Field(
         40, ge=1, le=100_000, description="configurations that are tried, the one to improve on counted in every round"
     )
@@ -111,6 +121,13 @@ class ChatRepair(Strict):
         le=64,
         description="try the answer, of so many drawn at temperature 0.7, that agrees most with others",
     )
+    steps: int = Field(60, ge=1, le=1_000_000, description="lora: of training")
+    batch_size: int = Field(8, ge=2, le=1_000_000, description="lora: questions of a step")
+    learning_rate: float = Field(1e-3, gt=0, lt=1, description="lora: peak rate of AdamW")
+    replay: float = Field(
+        0.25, ge=0, lt=1, description="lora: share of questions as in use, with the model's own answers that pass"
+    )
+    rank: int = Field(16, ge=1, le=4096, description="lora: of the low-rank changes")
 
     @field_validator("normalise")
     @classmethod
@@ -125,3 +142,22 @@ class ChatRepair(Strict):
         if not all(map(str.strip, texts)):
             raise ValueError("expected sentences, found an empty one")
         return texts
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> Self:
+        other, idle = ("lora", _OF_TRAINING) if self.method == "prompt" else ("prompt", _OF_PROMPTS)
+        if given := [name for name in idle if name in self.model_fields_set]:
+            raise ValueError(f"{', '.join(given)}: an effect with method {other} only, found method {self.method}")
+        if self.replayed == self.batch_size:
+            raise ValueError(f"replay {self.replay} of batch_size {self.batch_size} leaves no changed question")
+        return self
+
+    @property
+    def peak_rate(self) -> float:
+        """The highest learning rate."""
+        return self.learning_rate
+
+    @property
+    def replayed(self) -> int:
+        """Questions as in use per step."""
+        return round(self.batch_size * self.replay)

@@ -109,6 +109,21 @@ def _game(script: Script, draw: int) -> Generator[Asked, str, str]:
     return "\n".join(earlier) + (_ANSWER if earlier else "") + reply.replace(_ANSWER, " ")
 
 
+def last_prompts(model: LanguageModel, scripts: Sequence[Script]) -> list[str]:
+    """Return what a model reads before its last reply in n conversations without tools, after its earlier replies.
+
+    Raises a UsageError if the model has no chat template.
+    """
+    local = _Local(model, Draws())
+    games = [_game(script, 0) for script in scripts]
+    asked = list(map(next, games))
+    for turn in range(max((len(script.before) for script in scripts), default=0)):
+        going = [n for n, script in enumerate(scripts) if turn < len(script.before)]
+        for n, reply in zip(going, local.replies([asked[n] for n in going]), strict=True):
+            asked[n] = games[n].send(reply)
+    return list(map(local._prompt, asked))
+
+
 def draws_in(output: str) -> list[str]:
     """Return what was said in each draw of a probe."""
     return output.split(_DRAW)

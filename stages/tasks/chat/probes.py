@@ -32,10 +32,11 @@ from stages.tasks.contract import SPLITS, Exhibit, Items, ProbeBatch, TaskContex
 from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Judge, Parts
 from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, OpenAIChat, generation_of
 from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
+from stages.tasks.language.form import ADAPTER
 from stages.tasks.language.generate import Chats, Turn
 from stages.tasks.language.judged import JudgedTexts
 from stages.tasks.language.judges import JUDGE_LOADERS, judge_conflicts, judged_origin, prepare_judge, prepared_judge
-from stages.tasks.language.models import ChatSource, PackagesModel
+from stages.tasks.language.models import ChatSource, PackagesModel, load_summarizer
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
 from stages.tasks.sources import Source
 
@@ -102,7 +103,8 @@ class ChatProbes(JudgedTexts):
         if problem := self.too_long():
             raise UsageError(problem)
         answers = items.get("answer", ())  # from `prepare`, which asked all unchanged questions
-        self._answers = dict(zip(self.unchanged(range(len(answers))), answers, strict=True))
+        self._clean = dict(zip(self.unchanged(range(len(answers))), answers, strict=True))
+        self._answers = dict(self._clean)
 
     def too_long(self) -> str:
         """Return which question of the grid may exceed the model's room; "" if none does, or the room is unknown."""
@@ -211,14 +213,21 @@ class ChatProbes(JudgedTexts):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """See Task; a repaired model is the one under test with a configuration."""
+        """See Task; a repaired model is the one under test with a configuration, or with an adapter."""
         source: ChatSource = cls.source(context, "model")
+        base, adapted = prepared / "model", model is not None and (model / ADAPTER).exists()
         repaired = model is not None and (model / CONFIGURATION).exists()
-        folder = prepared / "model" if model is None or repaired else model
-        chat = source.chat(folder, context.compute, Account.of(context.audit))
+        folder = base if model is None or repaired else model
+        if adapted:
+            chat: Chats = load_summarizer(folder, context.compute, base)
+        else:
+            chat = source.chat(folder, context.compute, Account.of(context.audit))
         configuration = read_configuration(model, chat.hash) if model and repaired else None
         judged, items = prepared_judge(context, prepared, cls.rubric), read_table(prepared / "items.parquet")
-        return cls(context, items, chat, cls._embedder(context), *judged, configuration=configuration)
+        task = cls(context, items, chat, cls._embedder(context), *judged, configuration=configuration)
+        if adapted:
+            task._answers.clear()  # those of the model under test
+        return task
 
     # Probing
 
@@ -231,6 +240,11 @@ class ChatProbes(JudgedTexts):
         """Return the answers that are right for an item in a cell (concepts,); none if a pattern decides."""
         [row] = self.rows(self._versions([item_id], cell[None]))
         return self.questions[row].answers
+
+    def best_answer(self, item_id: str, cell: np.ndarray, output: str) -> str:
+        """Return the answer in an output of `probe`, of several draws the one nearest to what is right."""
+        [row] = self.rows(self._versions([item_id], cell[None]))
+        return min(map(answer_in, draws_in(output)), key=lambda answer: self._measured(row, answer))
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See JudgedTexts; of a conversation, outputs are what the model and the tools said."""
@@ -265,7 +279,8 @@ class ChatProbes(JudgedTexts):
         return [self._asking.unchanged(self.questions[row]) for row in rows]
 
     def clean(self, rows: Sequence[int]) -> list[str]:
-        return self.answers(self.unchanged(rows))
+        given = self.unchanged(rows)
+        return [self._clean[one] for one in given] if self._clean else self.answers(given)
 
     def is_valid(self, row: int, cell: np.ndarray, repeat: int, given: Given) -> bool:
         """See JudgedTexts: only the words of the question count, not what the prompt adds."""

@@ -41,7 +41,7 @@ from stages.tasks.chat.configuration import (
 from stages.tasks.chat.conversation import in_example
 from stages.tasks.chat.playing import BEST_OF, answer_in, draws_in
 from stages.tasks.chat.probes import ChatProbes
-from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord
 from stages.tasks.language.chats import OpenAIChat
 from stages.tasks.training import PairSampler, sampler, write_card, write_loader
 
@@ -247,11 +247,7 @@ def _with(task: ChatProbes, configuration: Configuration) -> ChatProbes:
 
 def _rated(task: ChatProbes, plan: RepairPlan) -> list[AnsweredExample]:
     """Return examples that people judged, with the corrected or the praised answer; those of a control in its cells."""
-    told = [
-        (one, one.corrected or (answer_in(draws_in(one.output)[0]) if (one.rating or 0) >= GOOD else ""))
-        for one in plan.examples
-    ]
-    told = [(one, answer) for one, answer in told if answer]
+    told = rated_answers(plan)
     cells = np.array([one.cell for one, _ in told], dtype=np.int64)
     if told and plan.control is not None:  # which must not know the modes
         ids = [one.item for one, _ in told]
@@ -259,6 +255,15 @@ def _rated(task: ChatProbes, plan: RepairPlan) -> list[AnsweredExample]:
     turns = task.changed([one.item for one, _ in told], cells)
     shown = zip(told, turns, strict=True)
     return [AnsweredExample(example=one.item, said=in_example(turn), answer=answer) for (one, answer), turn in shown]
+
+
+def rated_answers(plan: RepairPlan) -> list[tuple[RatedExample, str]]:
+    """Return the examples that people judged and whose answer is known, with it: the corrected or the praised one."""
+    told = [
+        (one, one.corrected or (answer_in(draws_in(one.output)[0]) if (one.rating or 0) >= GOOD else ""))
+        for one in plan.examples
+    ]
+    return [(one, answer) for one, answer in told if answer]
 
 
 def _answered(task: ChatProbes, plan: RepairPlan, items: Sequence[str], most: int) -> list[AnsweredExample]:

@@ -22,10 +22,10 @@ from stages.core.progress import progress
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.language.articles import Article
 from stages.tasks.language.generate import with_weights
+from stages.tasks.language.training import Lesson
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.labelled import falsified
 from stages.tasks.summarization.probes import SummarizerProbes
-from stages.tasks.summarization.training import Lesson
 from stages.tasks.training import PairSampler, sampler
 
 GOOD = 8  # rating from which an answer is learnt unchanged

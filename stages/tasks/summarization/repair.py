@@ -37,6 +37,7 @@ from stages.tasks.language.form import ADAPTER, ModelForm, save_form
 from stages.tasks.language.generate import LanguageModel, Summarizes, greedy, with_normalisations, with_weights
 from stages.tasks.language.models import load_summarizer
 from stages.tasks.language.normalise import normaliser
+from stages.tasks.language.training import SummarizerTraining, verify
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import (
     GOOD,
@@ -47,7 +48,6 @@ from stages.tasks.summarization.pairs import (
     build_pairs,
 )
 from stages.tasks.summarization.probes import SummarizerProbes
-from stages.tasks.summarization.training import SummarizerTraining, verify
 from stages.tasks.training import PairSampler, interpolate, scale_adapter, write_card, write_loader
 
 TRIED = 50  # articles of each target mode to try a normalisation on

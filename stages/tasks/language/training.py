@@ -1,8 +1,9 @@
-"""Resumable training of a copy of a summarizer: a low-rank adapter (LoRA, Hu et al. 2022), or all weights.
+"""Resumable training of a copy of a language model: a low-rank adapter (LoRA, Hu et al. 2022), or all weights.
 
 The loss is the cross-entropy of the summaries to give, or that of preferences between two summaries of an article
-(direct preference optimisation, DPO: Rafailov et al. 2023). Both use one loop. Its checkpoints contain tensors and no
-pickles, and a run that was killed ends in the same bytes; trainers of libraries guarantee neither.
+(direct preference optimisation, DPO: Rafailov et al. 2023). To a chat model, prompts are articles, and answers
+summaries. Both losses use one loop. Its checkpoints contain tensors and no pickles, and a run that was killed ends in
+the same bytes; trainers of libraries guarantee neither.
 
 What was written is read by a fresh process, as any user reads it: `load_summarizer` refuses missing and unexpected
 keys, and its logits have to be those of the model in memory and not those of the base. A repair that was written
@@ -27,7 +28,6 @@ from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.language.generate import IGNORED, LanguageModel
 from stages.tasks.language.models import load_summarizer
-from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.training import StepwiseTraining, command_line, compare_answers, compare_in_fresh_process
 
 MICRO_BATCH = 4  # texts that go through the model at once; more would need more padding, as lengths differ more
@@ -45,8 +45,9 @@ class SummarizerTraining(StepwiseTraining):
     """One training run; the loss is in nats: per token of the summary, or with method dpo per preference.
 
     Args:
-        learner: the summarizer to train; its model is the caller's own copy and is changed in place.
+        learner: the model to train; its `model` is the caller's own copy and is changed in place.
         lessons: step -> the lessons of that step.
+        settings: with `method`, `rank` and `peak_rate`; with method dpo, also `beta` and `per_token`.
         checkpoint: file for unfinished work; None keeps none.
     """
 
@@ -57,7 +58,7 @@ class SummarizerTraining(StepwiseTraining):
         self,
         learner: LanguageModel,
         lessons: Callable[[int], Sequence[Lesson]],
-        settings: SummaryRepair,
+        settings: Any,
         steps: int,
         seed: int,
         checkpoint: Path | None = None,
@@ -142,7 +143,7 @@ class SummarizerTraining(StepwiseTraining):
         return torch.stack([part.mean() if self.settings.per_token else part.sum() for part in parts])
 
 
-def _adapted(learner: LanguageModel, settings: SummaryRepair, seed: int) -> Any:
+def _adapted(learner: LanguageModel, settings: Any, seed: int) -> Any:
     """Add an adapter to the model that at first changes nothing."""
     from peft import LoraConfig, get_peft_model
 
