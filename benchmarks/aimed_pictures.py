@@ -75,13 +75,16 @@ def main() -> None:
     print(table(answers(args.answers)))
 
 
-def orders(task: PainterProbes, targets: list[TargetMode], n: int) -> dict[str, list[PictureOrder]]:
+def orders(
+    task: PainterProbes, targets: list[TargetMode], n: int, split: str = "test"
+) -> dict[str, list[PictureOrder]]:
     """Return the pictures that all models draw: n in the targets, in equal numbers, and n elsewhere."""
     rng = np.random.default_rng(SEED)
     inside = np.concatenate([target.region.sample(task.concepts, -(-n // len(targets)), rng) for target in targets])
     cells = task.concepts.sample(20 * n, rng)
     outside = cells[~np.any([target.region.in_box(task.concepts, cells) for target in targets], axis=0)]
-    templates = sorted(set(task.items.table.query("split == 'test'")["label"]))
+    table = task.items.table
+    templates = sorted(set(table.loc[table["split"] == split, "label"]))
     return {
         part: [
             PictureOrder(

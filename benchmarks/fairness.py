@@ -30,6 +30,7 @@ from benchmarks.paper.__main__ import put_workspace
 from data.adult import build as adult
 from stages import prepare
 from stages.concepts import Region
+from stages.core.intervals import Resampler
 from stages.core.processes import Crew
 from stages.landscape.harm import HeldOut, keep_budget
 from stages.params import load_params
@@ -166,15 +167,21 @@ def repairs(name: str) -> Iterator[dict[str, Any]]:
                     trained[copy] = Path(scratch) / "models" / copy
                     plan = RepairPlan(targets, {"method": method}, audit.seed, control=control)
                     learner.repair(plan, trained[copy])
-                    model = RowModel.read(trained[copy])
-                    yield line(f"{method}, {copy}", column, classes[model.log_odds(test).argmax(1)])
+                    answers = classes[RowModel.read(trained[copy]).log_odds(test).argmax(1)]
+                    yield line(f"{method}, {copy}", column, answers)
                 if method in TabularClassification.movable:
                     found = keep_budget(
                         HeldOut(name, audit, prepared, BUDGET, Path(scratch)), learner, trained, Crew(1)
                     )
-                    for copy, said in (("repaired", ""), ("control", "control ")):
-                        answers = classes[RowModel.read(trained[copy]).log_odds(test).argmax(1)]
-                        yield line(f"{method}, {said}within the budget", column, answers, share=found[copy].share)
+                    went = {copy: classes[RowModel.read(f).log_odds(test).argmax(1)] for copy, f in trained.items()}
+                    ahead = [
+                        minus(went["repaired"] != expected, went["control"] != expected, test, expected, gap)
+                        for gap in GAPS[table]
+                        if gap[0] == column
+                    ]
+                    for copy, said, more in (("repaired", "", {"ahead": ahead}), ("control", "control ", {})):
+                        model = f"{method}, {said}within the budget"
+                        yield line(model, column, went[copy], share=found[copy].share, **more)
         if (answers := of_fairlearn(task, of, labels, column)) is not None:
             yield line("fairlearn ThresholdOptimizer", column, answers)
 
@@ -214,6 +221,15 @@ def measured(rows: pd.DataFrame, labels: np.ndarray, wrong: np.ndarray, gap: Gap
         "rates": [round(float(side.mean()), 4) for side in sides],
         "interval": [round(float(low), 4), round(float(high), 4)],
     }
+
+
+def minus(one: np.ndarray, other: np.ndarray, rows: pd.DataFrame, labels: np.ndarray, gap: Gap) -> list[float]:
+    """Return the difference of two models' errors in the group that fails more, with its 95% interval over rows."""
+    column, label, worse, _ = gap
+    side = rows[column].eq(worse).to_numpy() & (labels == label)
+    count = int(side.sum())
+    rate = Resampler(np.arange(count), RESAMPLES, 0).mean(one[side] - 1.0 * other[side], np.ones(count))
+    return [round(float(end), 4) for end in (rate.value, rate.low, rate.high)]
 
 
 def main() -> None:
