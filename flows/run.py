@@ -20,7 +20,7 @@ from flows.places.runners import check_stages, chosen_runner
 from flows.processes import stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import LastVerdict, read_verdict
-from flows.results.estimate import estimate_cost, few_items
+from flows.results.estimate import estimate_cost, supports_no_claim
 from flows.run_stage import StageResult, finished
 from flows.terminal import TEXT_ONLY, print_plain
 from flows.views import show_run, show_verdict
@@ -95,7 +95,8 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
             cost = estimate_cost(params, graph, audits)
             console.print(f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}")
             for audit in active:
-                if (few := few_items(params.audits[audit].prepare.get("items"))) is not None:
+                config = params.audits[audit]
+                if (few := supports_no_claim(config.prepare, config.discover.budget)) is not None:
                     print_plain(console, f"{audit}: {few}", style="yellow")
             return _run_flow(params, graph, audits, runner, console, started or _start_api())
         for audit in undecided:

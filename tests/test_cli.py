@@ -24,7 +24,7 @@ from flows.commands import _Console
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS
 from flows.results.compare import differences, paired_difference, read_run
-from flows.results.estimate import Estimate, estimate_cost
+from flows.results.estimate import Estimate, estimate_cost, supports_no_claim
 from flows.terminal import print_plain
 from flows.views.labels import code
 from stages.concepts import Concept, ConceptSpace
@@ -217,6 +217,13 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     few = "tiny: 20 discover items and 20 test items support no claim about others: 20% of 20 has a 95% interval from"
     assert f"{few} 8% to 42%; 30 or more are expected" in done.stdout
     assert toys.executed() == []
+
+
+def test_a_budget_that_can_show_nothing_is_told():
+    assert supports_no_claim({}, 30) is None
+    assert supports_no_claim({"items": {"discover": 200}}, 3) == (
+        "3 probes support no claim about others: 33% of 3 has a 95% interval from 6% to 79%; 30 or more are expected"
+    )
 
 
 def estimated(*kinds: str, **repair: Any) -> Estimate:

@@ -18,7 +18,7 @@ from flows.choosing.screen import show_sweep, sweep_concepts
 from flows.init.answers import Questions, ask_questions
 from flows.init.files import place, refuse_taken
 from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propose_audit, refuse_idle_numbers, tried
-from flows.results.estimate import duration, few_items
+from flows.results.estimate import duration, supports_no_claim
 from flows.terminal import new_table, print_plain
 from flows.workspace import enter_workspace, exclusive, has_audits
 from flows.workspace.new import AuditDraft, add_folders, check_folder, with_draft, write_workspace
@@ -248,7 +248,7 @@ def show_seen(console: Console, said: Sequence[str], draft: AuditDraft, workspac
     print_plain(console, *said)
     items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
     console.print(f"items: {items}")
-    if (few := few_items(draft.audit["prepare"]["items"])) is not None:
+    if (few := supports_no_claim(draft.audit["prepare"])) is not None:
         print_plain(console, few, style="yellow")
     print_plain(console, f"audit: {draft.name}, in {workspace}")
 

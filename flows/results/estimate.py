@@ -30,7 +30,7 @@ SAID: dict[Source, str] = {
     "probes": "from the time per probe in prepare",
     "reference": "as measured on 2 cores",
 }
-FEWEST = 30  # items of a split, for claims about others; with 10, an interval is about 50 points wide
+FEWEST = 30  # items of a split or probes, for claims about others; with 10, an interval is about 50 points wide
 _START = "collect_feedback"  # its time is that of starting a stage, as it does little else
 
 
@@ -154,15 +154,17 @@ def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float 
     return start + (last.seconds - start) * work / last.work
 
 
-def few_items(items: object) -> str | None:
-    """Say that an audit's `prepare.items` are too few for claims about others; None if enough, or not counted."""
+def supports_no_claim(prepare: Mapping[str, object], budget: int | None = None) -> str | None:
+    """Say that an audit's items, or the probes of its budget, are too few for claims about others; None if enough."""
+    items = prepare.get("items")
     counts = items if isinstance(items, Mapping) else {}
-    few = {split: n for split in ("discover", "test") if isinstance(n := counts.get(split), int) and 0 < n < FEWEST}
+    asked = {f"{split} item": counts.get(split) for split in ("discover", "test")} | {"probe": budget}
+    few = {what: n for what, n in asked.items() if isinstance(n, int) and 0 < n < FEWEST}
     if not few:
         return None
     n = min(few.values())
     example = wilson(max(1, n // 5), n)
-    told = " and ".join(f"{count} {split} item{'s' * (count > 1)}" for split, count in few.items())
+    told = " and ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in few.items())
     return (
         f"{told} support no claim about others: {example.value:.0%} of {n} has a 95% interval from {example.low:.0%} to"
         f" {example.high:.0%}; {FEWEST} or more are expected"
@@ -282,7 +284,7 @@ def plan_run(params: Params, graph: Graph, audits: Sequence[str], *, here: bool)
         lines = [backend_line(params, graph, name, here=here), requests_line(params, graph, name)]
         lines += [processes_line(params, graph, name)] if here else []
         notes += [Note(line) for line in lines if line is not None]
-        if (few := few_items(params.audits[name].prepare.get("items"))) is not None:
+        if (few := supports_no_claim(params.audits[name].prepare, params.audits[name].discover.budget)) is not None:
             notes.append(Note(f"{name}: {few}", warning=True))
         if graph.to_do([name]):
             notes += map(Note, what_can_be_shown(params, name))
