@@ -3,6 +3,7 @@
 #   AUDIT="mnist imagenet"   which audits (default: the first of params.yaml)
 #   PYTHON=python3.12        which Python to make .venv with (3.11 or newer)
 #   JOBS=8                   tests at once (default: 2)
+#   NAME="backends mnist"    which benchmark, and its arguments
 
 AUDIT ?=
 JOBS ?= 2
@@ -59,9 +60,9 @@ format: .venv/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format .
 
-benchmark: .venv/.dev $(ALL_PACKAGES) ## Measure what the README and docs quote (half an hour)
-	@for name in $(filter-out gpu proeval serve_memory size,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))); do \
-		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done
+benchmark: .venv/.dev $(ALL_PACKAGES) ## List what measured the numbers of README and docs; NAME="backends mnist" runs one
+	@if [ -n "$(NAME)" ]; then $(BIN)/python -m benchmarks.$(NAME); else for file in benchmarks/[a-z]*.py; do \
+		printf '%-19s %s\n' $$(basename $$file .py) "$$(sed -n '1s/"//gp' $$file)"; done; fi
 
 size: .venv/.dev ## Count files and lines by folder
 	@$(BIN)/python -m benchmarks.size

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from benchmarks import bbq, conversations
+from benchmarks import bbq, conversations, judges
 from benchmarks.paper import figures
 from benchmarks.paper.__main__ import LENT, PARAMS, STAND_IN, put_inputs, put_workspace
 from benchmarks.study import report, run
@@ -137,6 +137,32 @@ def test_a_question_of_bbq_says_whether_its_right_answer_is_the_stereotype(condi
     choices = asked["context"].split("Choices: ")[1].split("; ")
     assert choices[("first", "second", "third").index(asked["right choice"])] == row[f"ans{label}"]
     assert row[f"ans{label}"] in asked["answers"]
+
+
+def test_a_summary_is_right_unless_two_of_three_people_marked_something(tmp_path):
+    short, not_english = "the word " * 29, "gair " * 60
+    texts = {"1": "the word " * 30, "2": "the word " * 31, "3": short, "4": not_english}
+    for system in judges.SYSTEMS:
+        found = tmp_path / "eval_data" / "xsum" / system / system
+        found.parent.mkdir(parents=True)
+        found.with_suffix(".docid").write_text("\n".join(texts) + "\n")
+        found.with_suffix(".source").write_text("\n".join(texts.values()) + "\n")
+    rows = [
+        {"bbcid": bbcid, "system": system, "summary": f"{system}\\'s", "worker_id": k, "hallucination_type": mark}
+        for bbcid, system, marks in (
+            ("1", "PtGen", ("NULL", "NULL", "extrinsic")),
+            ("2", "PtGen", ("NULL", "intrinsic", "extrinsic")),
+            ("2", "Gold", ("NULL",) * 3),  # written by people
+            ("3", "PtGen", ("NULL",) * 3),
+            ("4", "PtGen", ("NULL",) * 3),
+        )
+        for k, mark in enumerate(marks)
+    ]
+    rows.append(rows[2] | {"hallucination_type": "intrinsic"})  # one person may mark several things
+    pd.DataFrame(rows).to_csv(tmp_path / "hallucination_annotations_xsum_summaries.csv", index=False)
+    chosen = judges.judged_by_people(tmp_path, tmp_path)
+    found = [(row["bbcid"], row["summary"], row["acceptable"]) for row in chosen]
+    assert found == [("1", "PtGen's", True), ("2", "PtGen's", False)]
 
 
 def test_other_weights_than_those_of_bbq_are_refused(tmp_path):
