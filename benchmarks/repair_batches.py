@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import process_time
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.base import known_attributes
+from stages.tasks.classification.backends import Backend
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, seeded
 from stages.tasks.classification.probes import ClassifierProbes
@@ -194,7 +195,15 @@ class Pictures:
             torch.cat([*changed, task.clean(task.rows(items.tolist()))]),
             task.targets(task.rows(of.tolist())),
         )
-        return cls(of, parts, pixels, labels, float(inside.mean()), failures(task.model, pixels, labels))
+        unjudged = cls(of, parts, pixels, labels, float(inside.mean()), np.zeros(len(of), dtype=bool))
+        return replace(unjudged, before=unjudged.failures(task, task.model))
+
+    @torch.inference_mode()
+    def failures(self, task: ClassifierProbes, model: Classifier) -> np.ndarray:
+        """Return whether a model fails, on the task's backend: (n,) bool."""
+        backend = Backend(model.eval(), task.context.compute)
+        parts = self.pixels.split(task.context.compute.batch_size)
+        return (torch.cat([backend(part).argmax(1) for part in parts]) != self.labels).numpy()
 
     def judge(self, failed: np.ndarray) -> np.ndarray:
         """Return failures in targets and elsewhere, new failures in use, and clean accuracy: of which (n,) fail."""
@@ -202,12 +211,6 @@ class Pictures:
         new = failed & ~self.before
         newly = self.share * new[inside].mean() + (1 - self.share) * new[elsewhere].mean()
         return np.array([failed[inside].mean(), failed[elsewhere].mean(), newly, 1 - failed[clean].mean()])
-
-
-@torch.inference_mode()
-def failures(model: Classifier, pixels: Tensor, labels: Tensor) -> np.ndarray:
-    """Return whether a model fails on pictures (n, c, h, w) of classes (n,): (n,) bool."""
-    return (torch.cat([model(part).argmax(1) for part in pixels.split(PORTION)]) != labels).numpy()
 
 
 def under_test(audit: str) -> tuple[ClassifierProbes, list[str]]:
@@ -247,7 +250,7 @@ def curve(task: ClassifierProbes, plan: RepairPlan, training: str, pictures: Pic
     steps = round(passes * -(-len(task.items.ids("repair")) // AIMED))
     model, seconds = trained(task, plan, steps, kind, **settings)
     ways = [moved(task.model, model, share) for share in SHARES]
-    return np.array([pictures.judge(failures(way, pictures.pixels, pictures.labels)) for way in ways]), seconds
+    return np.array([pictures.judge(pictures.failures(task, way)) for way in ways]), seconds
 
 
 def within(curve: np.ndarray, budget: float, shares: Sequence[float] = SHARES) -> float:

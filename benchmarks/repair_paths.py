@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.rare_modes import PLANTING, Planting
+from benchmarks.rare_modes import SCALES, Planting
 from benchmarks.repair_batches import AIMED, Affine, Early, Pictures, estimate, moved, trained, under_test
 from stages.concepts import Region
 from stages.core.intervals import Resampler
@@ -33,7 +33,6 @@ from stages.params import load_params
 from stages.params.repair import HarmConfig
 from stages.records import audit_folder
 from stages.tasks.base import known_attributes
-from stages.tasks.classification.backends import Backend
 from stages.tasks.classification.models import Classifier, clone
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.classification.repair import FineTuning
@@ -131,32 +130,24 @@ class Bench:
         told = self.judging.judge(self.judging.before)
         print(f"{self.judging.share:.1%} of use in targets; before: {100 * told[0]:.1f}% fail there\n", flush=True)
 
-    def failures(self, model: Classifier, pictures: Pictures) -> np.ndarray:
-        """Return whether a model fails on pictures: (n,) bool."""
-        backend = Backend(model.eval(), self.task.context.compute)
-        with torch.inference_mode():
-            parts = pictures.pixels.split(self.task.context.compute.batch_size)
-            said = torch.cat([backend(part).argmax(1) for part in parts])
-        return (said != pictures.labels).numpy()
-
     def within_budget(self, model: Classifier) -> Went:
         """Move a model as far as the budget allows."""
 
         def ask(share: float) -> HeldOutAnswers:
-            return answers(self.choice, self.failures(moved(self.task.model, model, share), self.choice))
+            return answers(self.choice, self.choice.failures(self.task, moved(self.task.model, model, share)))
 
         share = choose_share(self.before, ask, BUDGET, lambda: 0.0).share
-        there = self.failures(moved(self.task.model, model, share), self.judging) if share else self.judging.before
+        there = self.judging.failures(self.task, moved(self.task.model, model, share)) if share else self.judging.before
         return Went(f"{share:.0%}", there)
 
     def best(self, models: Iterator[tuple[str, Classifier]]) -> Went:
         """Choose the model with the fewest failures in the targets of those that the budget allows."""
         best, fewest = Went("0", self.judging.before), 1.0
         for path, model in models:
-            failed = self.failures(model, self.choice)
+            failed = self.choice.failures(self.task, model)
             targets = self.choice.judge(failed)[0]
             if targets < fewest and harm_at(1.0, self.before, answers(self.choice, failed), BUDGET).allowed:
-                best, fewest = Went(path, self.failures(model, self.judging)), targets
+                best, fewest = Went(path, self.judging.failures(self.task, model)), targets
         return best
 
     def change(self, one: np.ndarray, other: np.ndarray, part: str = "targets") -> str:
@@ -231,12 +222,14 @@ PATHS: Mapping[str, tuple[Callable[[float, float, float], float], list[tuple[flo
 }
 
 
-def parts(audit: str) -> None:
-    """Print what is reached by training parts of the network."""
+def parts(audit: str, *names: str) -> None:
+    """Print what is reached by training parts of the network, all or those named."""
     task, held_out = under_test(audit)
     items = held_out + task.items.ids("discover")[:SEARCHED], task.items.ids("test")
     bench = Bench(task, targets_of(audit), items, ((100, 200), (400, 400)))
     for name, (kind, settings) in TRIALS.items():
+        if names and name not in names:
+            continue
         bench.both(name, (7, 8), partial(after, task, STEPS, kind, settings))
 
 
@@ -264,7 +257,9 @@ def balanced(audit: str) -> None:
         if region is not None:
             targets = [TargetMode("taught", region)]
             teaching = RepairPlan(targets, {}, 7, draft=True)
-            task.model, _ = trained(task, teaching, PLANTING, Planting, as_used=0.2, replay=0.3, candidates=1)
+            task.model, _ = trained(
+                task, teaching, SCALES["mnist"].planting, Planting, as_used=0.2, replay=0.3, candidates=1
+            )
         print(f"\n{'its own modes' if region is None else region.describe(task.concepts)}")
         bench = Bench(task, targets, (held_out, task.items.ids("discover")), ((1000, 2000), (2000, 4000)))
         default = bench.both("as by default", (7, 8, 9), partial(repaired, audit, task))
@@ -297,4 +292,4 @@ def targets_of(audit: str) -> list[TargetMode]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"parts": parts, "depths": depths, "balanced": balanced}[sys.argv[2]](sys.argv[1])
+    {"parts": parts, "depths": depths, "balanced": balanced}[sys.argv[2]](sys.argv[1], *sys.argv[3:])
