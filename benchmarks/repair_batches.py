@@ -3,7 +3,7 @@
 Needs the stages prepare and collect_feedback of the audit (`faded audit mnist`), whose modes are repaired. Every
 training and its control as used take as many steps on four fifths of the repair items, are moved back towards the model
 under test, and measured on the other fifth and the discover items, so that the test items stay unseen by the choice.
-The table has the failures in the modes within a budget of new failures in use. docs/classification.md quotes it. Takes
+The table has the failures in the modes within a budget of new failures in use. docs/research.md quotes it. Takes
 about ten minutes of CPU time.
 """
 

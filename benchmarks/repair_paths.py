@@ -9,7 +9,7 @@ as the default budget allows on other items, and are judged on yet others. TRIAL
 - `balanced`: the audit's repair beside the last layer alone, also on batches that are balanced over groups (Kirichenko
   et al. 2022), of the audit's modes and of weaknesses that a copy of the model was taught. As `depths`.
 
-docs/results.md and docs/classification.md quote the tables. Take 40, 2 and 6 minutes of CPU time.
+docs/results.md and docs/research.md quote the tables. Take 40, 2 and 6 minutes of CPU time.
 """
 
 import sys
