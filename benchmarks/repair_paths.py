@@ -222,15 +222,16 @@ PATHS: Mapping[str, tuple[Callable[[float, float, float], float], list[tuple[flo
 }
 
 
-def parts(audit: str, *names: str) -> None:
-    """Print what is reached by training parts of the network, all or those named."""
+def parts(audit: str, *chosen: str) -> None:
+    """Print what is reached by training parts of the network, all or those named, and with other seeds if given."""
+    seeds = [int(one) for one in chosen if one.isdigit()] or [7, 8]
+    names = [one for one in chosen if not one.isdigit()] or [*TRIALS]
     task, held_out = under_test(audit)
     items = held_out + task.items.ids("discover")[:SEARCHED], task.items.ids("test")
     bench = Bench(task, targets_of(audit), items, ((100, 200), (400, 400)))
-    for name, (kind, settings) in TRIALS.items():
-        if names and name not in names:
-            continue
-        bench.both(name, (7, 8), partial(after, task, STEPS, kind, settings))
+    for name in names:
+        kind, settings = TRIALS[name]
+        bench.both(name, seeds, partial(after, task, STEPS, kind, settings))
 
 
 def depths(audit: str) -> None:
