@@ -255,8 +255,10 @@ class OwnModel:
             raise
         except Exception as error:  # a user's model may fail in any way
             types = _few([f"{name} ({dtype})" for name, dtype in rows.dtypes.items()])
+            gaps = "; some have gaps, which the concept missing makes: without it there are only those of the data"
             raise UsageError(
                 f"prepare.model: {self.name} was given {len(rows):,} rows with {types} and ended with {_line(error)}"
+                f"{gaps if rows.isna().any(axis=None) else ''}"
             ) from None
         n, k = len(rows), len(self.own_classes)
         if answers.shape == (n,):
@@ -272,7 +274,7 @@ class OwnModel:
         if not self.ordered:
             raise UsageError(
                 f"prepare.model: {self.name} answers with probabilities; name its {k} classes in their order, classes:"
-                f" [{', '.join(self.own_classes)}] or another one"
+                f" [{', '.join(self.own_classes)}] or another one (faded init: --classes {','.join(self.own_classes)})"
             )
         self.shares = True
         with np.errstate(invalid="ignore"):
