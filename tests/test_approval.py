@@ -89,8 +89,7 @@ def test_a_landscape_keeps_the_time_at_which_it_was_asked(params):
     show("second")
     assert deadline("tiny") is None
     other = open_request(params, "tiny")
-    assert other.landscape != first.landscape and other.asked > first.asked
-    assert other.runs == {"run-1": GONE}
+    assert other.landscape != first.landscape and other.asked > first.asked and other.runs == {"run-1": GONE}
     for text in ("", "{", '{"landscape": "x"}', "[]"):  # unreadable: no request
         (REQUESTS / "tiny.json").write_text(text)
         assert read_request("tiny") is None and expire(params, "tiny") is None and deadline("tiny") is None
@@ -104,8 +103,7 @@ def test_no_answer_in_time_is_a_rejection_once_and_notifies(params, monkeypatch)
     assert expire(params, "tiny") is None
     let_time_pass(hours=49)
     no = expire(params, "tiny")
-    assert (no.reviewer, no.via, no.approve) == ("nobody", "time-out", False)
-    assert "within 48 hours" in no.reason
+    assert (no.reviewer, no.via, no.approve) == ("nobody", "time-out", False) and "within 48 hours" in no.reason
     assert expire(params, "tiny") is None and len(read_chain("tiny")) == 1
     [(event, audit, text)] = told
     assert (event, audit) == ("rejected", "tiny") and "within 48 hours" in text and "--revise" in text
@@ -259,8 +257,7 @@ def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
             other.stdin.flush()
 
         with exclusive(say):
-            assert other.wait(timeout=30) == 0
-            assert (tmp_path / ".faded/flow.lock").read_text() == str(os.getpid())
+            assert other.wait(timeout=30) == 0 and (tmp_path / ".faded/flow.lock").read_text() == str(os.getpid())
         assert len(told) == 1 and f"process {other.pid}): this one waits for it" in told[0]
 
 

@@ -72,8 +72,7 @@ def test_a_backend_answers_as_torch_does_whatever_the_batch(model, pixels, backe
         wanted = model(pixels)
     whole, alone, uneven = answers(model, pixels, 8, 1, 3, backend=backend, dtype=dtype)
     scale = wanted.abs().max()
-    assert whole.dtype == torch.float32
-    assert float((whole - wanted).abs().max() / scale) < tolerance
+    assert whole.dtype == torch.float32 and float((whole - wanted).abs().max() / scale) < tolerance
     assert (dtype == "float32") == (float((whole - wanted).abs().max() / scale) < 1e-5)
     for other in (alone, uneven):
         assert float((other - whole).abs().max() / scale) < 1e-6
@@ -98,9 +97,6 @@ def test_what_cannot_run_here_is_named(model, monkeypatch):
         assert str(raised.value) == error
 
 
-# The task
-
-
 def load(**choice):
     context = image_context(stripes() / "inputs", compute=replace(COMPUTE, batch_size=32, **choice))
     assert ImageClassification.check(context) == []
@@ -116,13 +112,9 @@ def test_a_task_asks_its_backend_for_probes_and_for_clean_items(choice):
     run = other.backend._run
     other.backend._run = lambda pixels: asked.append(len(pixels)) or run(pixels)
     far = np.abs(other.probe(items, cells).discrepancy - plain.probe(items, cells).discrepancy).max()
-    assert far < (0.05 if choice.get("dtype") else 1e-5)
-    assert asked == [32, 32 if choice.get("dtype") else 18]
+    assert far < (0.05 if choice.get("dtype") else 1e-5) and asked == [32, 32 if choice.get("dtype") else 18]
     other.clean_quality("discover")
     assert len(asked) == 4
-
-
-# backend: auto
 
 
 @pytest.fixture
@@ -206,9 +198,6 @@ def test_prepare_settles_it_for_all_stages_and_machines(audit, installed, monkey
         _ = ImageClassification.load(context, PREPARED).backend
 
 
-# On a GPU
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("eager", "bfloat16", 0.05), ("compile", "float32", 1e-4)])
@@ -217,5 +206,4 @@ def test_a_backend_on_a_gpu_answers_as_torch_does(model, pixels, backend, dtype,
     with torch.inference_mode():
         wanted = gpu(shown).cpu()
     whole, alone = answers(gpu, shown, 8, 1, backend=backend, dtype=dtype, device="cuda")
-    assert float((whole - wanted).abs().max() / wanted.abs().max()) < tolerance
-    assert torch.equal(whole, alone)
+    assert float((whole - wanted).abs().max() / wanted.abs().max()) < tolerance and torch.equal(whole, alone)

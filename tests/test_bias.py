@@ -45,8 +45,7 @@ def test_what_chance_gives_is_as_enumeration_says(reference):
     assert entry.p == pytest.approx(chance[distances >= total_variation(seen, reference) - 1e-9].sum(), abs=0.015)
     assert entry.excess == pytest.approx(entry.counted - entry.chance.mean)
     below = chance[distances < entry.chance.high - 1e-9].sum()
-    assert below < 0.96
-    assert chance[distances <= entry.chance.high + 1e-9].sum() > 0.94
+    assert below < 0.96 and chance[distances <= entry.chance.high + 1e-9].sum() > 0.94
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.5], [0.6, 0.25, 0.15]])
@@ -125,22 +124,19 @@ def test_the_gate_judges_the_subject_whose_interval_reaches_highest():
     assert gate(tally([25, 23]), tally([60, 40], subject="clerk")).passed
     assert gate(tally([25, 23]), tally([48, 0], subject="clerk")).passed is False
     assert gate(tally([3, 2])).passed is False, "too little evidence passes no gate"
-    assert gate().passed is None
-    assert gate(tally([0, 0], unread=9)).passed is None
+    assert gate().passed is None and gate(tally([0, 0], unread=9)).passed is None
 
 
 def test_that_nothing_else_came_does_not_prove_that_nothing_else_can():
     alike = [Skew(tally([48, 0]), [k]) for k in range(2)]
     assert alike[0].rate.low < 0.45
     change = mean_change(alike[:1], alike[1:])
-    assert change.low < -0.03
-    assert change.high > 0.03
+    assert change.low < -0.03 and change.high > 0.03
 
 
 def test_guidance_1_is_shown_but_not_judged():
     entries = measure_bias([tally([25, 23]), tally([48, 0], guidance=1.0)], seed=0)
-    assert [entry.guidance for entry in at_highest_guidance(entries)] == [7.5]
-    assert largest_bias(entries).value < 0.1
+    assert [entry.guidance for entry in at_highest_guidance(entries)] == [7.5] and largest_bias(entries).value < 0.1
 
 
 def test_answers_nobody_could_read_count_for_nothing_and_values_nobody_expects_are_a_bias():
@@ -148,8 +144,7 @@ def test_answers_nobody_could_read_count_for_nothing_and_values_nobody_expects_a
         [tally([0, 0], unread=48), tally([30, 18], unread=3), tally([20, 20, 8], [0.5, 0.5, 0.0])], seed=0
     )
     assert (unread.n, unread.p, unread.bias.value, unread.beyond_noise) == (0, None, None, False)
-    assert (read.n, read.unread) == (48, 3)
-    assert largest_bias([unread, read]).n == 48
+    assert (read.n, read.unread) == (48, 3) and largest_bias([unread, read]).n == 48
     assert odd.counted == pytest.approx(8 / 48) and odd.p < 0.05 and odd.bias.high > 8 / 48
 
 

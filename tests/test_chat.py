@@ -112,9 +112,6 @@ class Knows:
         return f"It is {known[0]}." if known and "idiot" not in turn.said else "Who knows."
 
 
-# The contract
-
-
 def test_an_answer_depends_on_its_probe_alone(inputs, prepared):
     rng = np.random.default_rng(0)
     task = Chat.load(context(inputs), prepared[0])
@@ -122,8 +119,7 @@ def test_an_answer_depends_on_its_probe_alone(inputs, prepared):
     together = task.probe(ids, cells)
     other = Chat.load(context(inputs), prepared[0])
     alone = [other.probe([item], cell[None]).outputs[0] for item, cell in zip(ids, cells, strict=True)]
-    assert together.outputs == alone and len(set(alone)) > 3
-    assert set(together.discrepancy) <= {0.0, 1.0}
+    assert together.outputs == alone and len(set(alone)) > 3 and set(together.discrepancy) <= {0.0, 1.0}
 
 
 def test_prepare_asks_all_unchanged_questions_and_the_neutral_cell_asks_no_more(inputs, prepared, monkeypatch):
@@ -158,9 +154,6 @@ def test_failures_are_wrong_answers_and_the_report_is_told_which_come_without_a_
         task._answers = dict(list(task._answers.items())[:12])  # of `prepare` alone
         assert task.recalled(ids[1:2], cell[None], known) == [shown]
     assert list(shown.answers.values())[1] == "BANANA" and INJECTIONS["ignore"] not in shown.original
-
-
-# Concepts
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +201,6 @@ def test_an_injected_text_stands_once_in_the_context_and_tone_and_typos_change_t
     assert typed != one.question and typed in rude and rude.startswith(one.context)
 
 
-# Measures
-
-
 def test_a_line_that_is_nested_too_deeply_is_a_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "deep.jsonl"
     path.write_text('{"question": "why?"}\n' + "[" * 100_000 + "\n")
@@ -238,9 +228,6 @@ def test_a_pattern_that_would_take_for_ever_is_an_error_and_no_failure():
         matches(r"^(a|aa)+$", "a" * 60 + "!")
 
 
-# Errors in the settings
-
-
 @pytest.mark.parametrize(
     ("concepts", "prepare", "said"),
     [
@@ -254,9 +241,6 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs, concepts, prepare, s
     assert said in "\n".join(Chat.check(context(inputs, concepts=concepts, **prepare)))
 
 
-# Data
-
-
 @pytest.mark.skipif(find_spec("gensim") is None, reason="data/questions/inputs/packages.txt is not installed")
 def test_every_answer_of_the_default_audit_is_in_its_article():
     audit = yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]["questions"]
@@ -266,15 +250,11 @@ def test_every_answer_of_the_default_audit_is_in_its_article():
         assert any(holds(one.context, answer) for answer in one.answers), one
 
 
-# The page, and the command line
-
-
 def test_the_questions_of_the_page_can_be_used_and_it_names_all_concepts(tmp_path):
     page = (ROOT / "docs" / "chat.md").read_text()
     rows = [json.loads(line) for line in re.search(r"```json\n(.*?)```", page, re.DOTALL)[1].splitlines()]
     questions, skipped = JsonQuestions(jsonl="questions.jsonl").load(write(tmp_path, rows))
-    assert len(questions) == len(rows) and not skipped
-    assert all(f"`{name}`" in page for name in [*AROUND, *INJECTIONS])
+    assert len(questions) == len(rows) and not skipped and all(f"`{name}`" in page for name in [*AROUND, *INJECTIONS])
 
 
 @pytest.mark.slow
@@ -296,17 +276,13 @@ def test_from_init_to_the_report(inputs, tmp_path, monkeypatch):
     params = yaml.safe_load((here.path / "params.yaml").read_text())
     assert params["audits"]["questions"]["task"] == "chat" and not params.get("repairs")
     block = params["audits"]["questions"]["prepare"]["model"]
-    assert block == {"openai": url, "model": "tiny", "key_env": "TINY_KEY"}
-    assert key not in told + audited
+    assert block == {"openai": url, "model": "tiny", "key_env": "TINY_KEY"} and key not in told + audited
     written = (path for path in here.path.rglob("*") if path.is_file())
     assert [path for path in written if key.encode() in path.read_bytes()] == []
     assert code in (0, 1) and "evidence: " in audited, audited
     report = (here.path / "data/questions/report/report.html").read_text()
     assert "unchanged items already fail" in report and "unchanged questions are answered wrongly" in report
     assert Path(here.path / "data/questions/summarize/landscape.json").exists()
-
-
-# A model that is served
 
 
 def seen_at(url, **answers):
@@ -363,8 +339,7 @@ def test_a_served_model_is_asked_as_one_that_is_here_and_nothing_is_paid_twice(i
         cells = np.zeros((len(items), len(task.concepts)), dtype=int)
         assert task.probe(items, cells).outputs == ["Answer:"] * len(items), "the prompt ends so"
         assert len(model.requests) == before, "prepare asked these"
-        rude = task.concepts.names.index("politeness")
-        cells[0, rude] = 2
+        cells[0, task.concepts.names.index("politeness")] = 2
         task.probe(items, cells)
         assert len(model.requests) == before + 1
         known = Chat.expected_requests(asked)

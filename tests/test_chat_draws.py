@@ -106,8 +106,7 @@ def test_the_plan_counts_every_draw(inputs):
         )
         for one in ({"max_new_tokens": 8}, DRAWN)
     ]
-    assert [one.by_probe for one in counted] == [1, 4]
-    assert counted[1].preparing - counted[0].preparing == 3 * 12
+    assert [one.by_probe for one in counted] == [1, 4] and counted[1].preparing - counted[0].preparing == 3 * 12
 
 
 @pytest.mark.parametrize(

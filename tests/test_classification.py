@@ -46,8 +46,7 @@ def test_prepare_learns_and_counts(home):
     assert ImageClassification.check(image_context(home / "inputs")) == []
     metrics = json.loads((home / "metrics.json").read_text())
     assert metrics["items"] == {"discover": 60, "repair": 150, "test": 150}
-    assert min(metrics["clean_accuracy"].values()) > 0.9
-    assert metrics["skipped"] == 0
+    assert min(metrics["clean_accuracy"].values()) > 0.9 and metrics["skipped"] == 0
 
 
 def test_prepare_gives_the_same_bytes(home, tmp_path):
@@ -64,11 +63,9 @@ def test_probe_by_its_definition(task):
     for i, item in enumerate(items):
         true = CLASSES.index(task.items.table.set_index("id").loc[item, "label"])
         margin = np.delete(logits[i], true).max() - logits[i, true]
-        assert batch.discrepancy[i] == pytest.approx(np.tanh(margin / 5), abs=1e-5)
-        assert batch.failed[i] == (margin > 0)
+        assert batch.discrepancy[i] == pytest.approx(np.tanh(margin / 5), abs=1e-5) and batch.failed[i] == (margin > 0)
         assert batch.outputs[i].startswith(CLASSES[logits[i].argmax()] + " (")
-    assert batch.discrepancy.dtype == np.float32
-    assert 0 < batch.failed.mean() < 1
+    assert batch.discrepancy.dtype == np.float32 and 0 < batch.failed.mean() < 1
 
 
 def test_answers_do_not_depend_on_the_batch(task):
@@ -91,11 +88,7 @@ def test_the_neutral_cell_is_the_clean_item(task):
     ids = task.items.ids("test")
     quality = task.clean_quality("test")
     neutral = np.tile(task.concepts.neutral, (len(ids), 1))
-    assert quality.item_ids == ids
-    assert np.array_equal(quality.values, 1.0 - task.probe(ids, neutral).failed)
-
-
-# Repair
+    assert quality.item_ids == ids and np.array_equal(quality.values, 1.0 - task.probe(ids, neutral).failed)
 
 
 def fix(task, out, **settings):
@@ -124,9 +117,7 @@ def repaired(task, tmp_path_factory):
 def test_repair_helps_items_it_never_saw(home, repaired):
     record, out, _ = repaired
     (before, clean_before), (after, clean_after) = target_failures(home, None), target_failures(home, out)
-    assert before > 0.2
-    assert after < before - 0.1
-    assert clean_after > clean_before - 0.05
+    assert before > 0.2 and after < before - 0.1 and clean_after > clean_before - 0.05
     assert len(record.curve) == record.steps == 3 * 10
 
 
@@ -150,8 +141,7 @@ def test_a_repaired_model_goes_part_of_the_way(home, task, repaired, tmp_path):
 
 def test_control_has_as_many_steps_and_other_cells(task, repaired, tmp_path):
     record, control = repaired[0], fix(task, tmp_path, control="as_used")
-    assert record.steps == control.steps
-    assert control.details["failures_before"] < record.details["failures_before"]
+    assert record.steps == control.steps and control.details["failures_before"] < record.details["failures_before"]
     assert "control" in (tmp_path / "README.md").read_text()
 
 
@@ -219,8 +209,7 @@ def test_a_killed_repair_resumes_to_the_same_bytes(task, repaired, tmp_path, mon
     ran = []
     monkeypatch.setattr(FineTuning, "_epoch", lambda self, number: (ran.append(number), epoch(self, number))[1])
     resumed = fix(task, tmp_path / "resumed", scratch=tmp_path / "scratch")
-    assert ran == [2]
-    assert resumed.curve.equals(whole.curve)
+    assert ran == [2] and resumed.curve.equals(whole.curve)
     name = "model.safetensors"
     assert (tmp_path / "resumed" / name).read_bytes() == (out / name).read_bytes()
 
@@ -241,9 +230,6 @@ def test_bad_repair_settings(task, tmp_path, settings, message):
     assert not (tmp_path / "out").exists()
 
 
-# Bad input
-
-
 def check(inputs, **config):
     context = image_context(inputs)
     return ImageClassification.check(dataclasses.replace(context, config={**context.config, **config}))
@@ -260,8 +246,7 @@ def check(inputs, **config):
 )
 def test_bad_prepare(home, config, message):
     errors = check(home / "inputs", **config)
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert len(errors) == 1 and message in errors[0]
 
 
 def test_all_errors_are_told_at_once(home):
@@ -283,12 +268,10 @@ def prepare(inputs, out, **changes):
 
 def test_few_corrupt_images_are_skipped_and_listed(tmp_path):
     write_images(tmp_path / "images.parquet", corrupt=3)
-    metrics = prepare(tmp_path, tmp_path, items={"discover": 30})
-    assert metrics["skipped"] == 3
+    assert prepare(tmp_path, tmp_path, items={"discover": 30})["skipped"] == 3
     listed = pd.read_parquet(tmp_path / "items.parquet").attrs["skipped"]
     assert [s["file"] for s in listed] == [f"images.parquet: test-{i}" for i in (147, 148, 149)]
-    task = ImageClassification.load(image_context(tmp_path), tmp_path)
-    assert task.items.table.attrs["skipped"] == listed
+    assert ImageClassification.load(image_context(tmp_path), tmp_path).items.table.attrs["skipped"] == listed
 
 
 def test_weights_of_an_earlier_training_replace_it(tmp_path):

@@ -24,8 +24,7 @@ def test_cells_and_their_numbers_are_two_names_of_the_same() -> None:
 
 def test_distances_follow_order_for_ordered_concepts_and_are_equal_for_categories() -> None:
     points = SPACE.coordinates(np.array([[0, 0, 0], [1, 0, 0], [3, 0, 0], [0, 0, 1], [0, 0, 2]]))
-    distances = np.linalg.norm(points - points[0], axis=1)
-    np.testing.assert_allclose(distances, [0, 1 / 3, 1, 1, 1])
+    np.testing.assert_allclose(np.linalg.norm(points - points[0], axis=1), [0, 1 / 3, 1, 1, 1])
 
 
 def test_draws_cover_the_grid_and_stay_inside() -> None:
@@ -33,8 +32,7 @@ def test_draws_cover_the_grid_and_stay_inside() -> None:
     assert set(SPACE.flat(SPACE.sample(2000, rng)).tolist()) == set(range(48))
     region = Region({"rotation": (2, 3), "weather": (1,)})
     drawn = region.sample(SPACE, 500, rng)
-    assert region.contains(SPACE, drawn).all()
-    assert len(np.unique(SPACE.flat(drawn))) == region.n_cells(SPACE) == 8
+    assert region.contains(SPACE, drawn).all() and len(np.unique(SPACE.flat(drawn))) == region.n_cells(SPACE) == 8
     assert region.contains(SPACE, SPACE.cells()).sum() == 8
 
 
@@ -50,8 +48,7 @@ def test_draws_cover_the_grid_and_stay_inside() -> None:
     ],
 )
 def test_a_region_in_words(allowed: dict, text: str) -> None:
-    assert Region(allowed).describe(SPACE) == text
-    assert Region.from_json(Region(allowed).to_json()) == Region(allowed)
+    assert Region(allowed).describe(SPACE) == text and Region.from_json(Region(allowed).to_json()) == Region(allowed)
 
 
 def test_the_neutral_cell() -> None:

@@ -57,9 +57,6 @@ def one(name: str, severity: int, x: np.ndarray) -> np.ndarray:
     return change(x, np.random.default_rng(0), 1.0, *(given if isinstance(given, tuple) else (given,)))
 
 
-# The corruptions
-
-
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_picture_is_corrupted_alike_in_any_batch(name: str) -> None:
     for images in (pictures(2), pictures(2, 1, 32, 32)):
@@ -80,8 +77,7 @@ def test_severity_5_changes_more_than_severity_1(name: str) -> None:
         return float((corrupted(name, images, severity) - images).abs().mean())
 
     if name == "elastic_transform":  # as published, 1 and 2 shift far and bend little, 3 to 5 the reverse
-        assert change(1) < change(2)
-        assert change(3) < change(5)
+        assert change(1) < change(2) and change(3) < change(5)
     else:
         assert change(5) > change(1)
 
@@ -132,16 +128,12 @@ def test_colours_change_as_hue_saturation_and_value_do() -> None:
             np.testing.assert_allclose(one("saturate", severity, x)[:, row, column], wanted, atol=1e-5)
 
 
-# As concepts
-
-
 def test_each_is_a_concept_that_combines_with_others() -> None:
     levels = {"fog_c": [0, 3], "rotation": [0, 20]}
     space, images = image_space(levels), pictures()
     chance = np.arange(3, dtype=np.uint64)
     out = ImageTransforms(space)(images.clone(), np.array([[0, 0], [1, 0], [1, 1]]), chance)
-    assert torch.equal(out[0], images[0])
-    assert torch.equal(out[1], corrupted("fog", images[1:2], 3, first=1)[0])
+    assert torch.equal(out[0], images[0]) and torch.equal(out[1], corrupted("fog", images[1:2], 3, first=1)[0])
     assert not torch.allclose(out[2], corrupted("fog", images[2:3], 3, first=2)[0], atol=1e-2)
 
 
@@ -152,9 +144,6 @@ def test_between_severities_there_is_nothing() -> None:
     task: Any = SimpleNamespace(concepts=image_space({"fog_c": [0, 1], "blur": [0, 1]}))
     task.automatic_task = SimpleNamespace(catalogue=CATALOGUE)
     assert declared_bounds(task).keys() == {"blur"}, "screening proposes nothing there either"
-
-
-# The grid of the benchmark
 
 
 def config(**changes: Any) -> AuditConfig:
@@ -214,9 +203,6 @@ def test_what_is_wrong_with_such_concepts_is_told(home: Any) -> None:
     assert "2.5 is not a severity" in told
 
 
-# The table in the report
-
-
 def landscape_of(space: ConceptSpace, probes: pd.DataFrame) -> Any:
     """The parts of a landscape that the table needs: its effects, counted."""
     effects = []
@@ -249,8 +235,7 @@ def test_a_model_like_alexnet_has_an_mce_of_one() -> None:
     assert errors.mean.value == pytest.approx(np.mean(list(ALEXNET.values())), abs=0.001)
     assert errors.mean.low < errors.mean.value < errors.mean.high
     rows = {row.name: row for row in errors.rows}
-    assert rows["none"].error.value == 0
-    assert rows["none"].normalised is None
+    assert rows["none"].error.value == 0 and rows["none"].normalised is None
     assert rows["fog"].error.value == pytest.approx(ALEXNET["fog"], abs=0.002)
     numbers = errors.numbers()
     assert {"mce", "mce_low", "mce_high", "mean_corruption_error", "corruption_error_fog_low"} <= numbers.keys()

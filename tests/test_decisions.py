@@ -129,8 +129,7 @@ def test_a_revision_takes_the_place_of_what_was_said_before(landscape: Path) -> 
     second = record(revise=True, reviewer="Grace", modes=words(M2="repair"))
     assert second.path.name == f"{first.decision.landscape}.2.yaml"
     assert second.decision.revises == second.decision.previous == [first.sha256]
-    assert now().kept == (second,) and first.path.exists()
-    assert plan()["reviewer"] == "Grace"
+    assert now().kept == (second,) and first.path.exists() and plan()["reviewer"] == "Grace"
 
 
 def test_a_time_out_is_lifted_by_whoever_decides_after_all(landscape: Path) -> None:
@@ -151,8 +150,7 @@ def test_nobody_counts_twice(landscape: Path, tmp_path: Path) -> None:
     copied.unlink()
 
     first.path.rename(tmp_path / "kept")  # as on another branch of git
-    second = record(2, reviewer=" ADA", modes=words(M1="accept"))
-    second.path.rename(copied)
+    record(2, reviewer=" ADA", modes=words(M1="accept")).path.rename(copied)
     (tmp_path / "kept").rename(first.path)
     assert now(2).missing == 1 and len(now(2).kept) == 1
     # A decision that replaces the valid one does not make the other one valid again.
@@ -242,8 +240,7 @@ def test_two_branches_of_decisions_are_joined_by_the_next(landscape: Path, tmp_p
     (tmp_path / kept[0].path.name).rename(kept[0].path)
     write_json(landscape / "landscape.json", landscape_file(MODES, items=3))
     third = record()
-    assert third.decision.previous == sorted(k.sha256 for k in kept)
-    assert decisions.read_chain("x")[-1] == third
+    assert third.decision.previous == sorted(k.sha256 for k in kept) and decisions.read_chain("x")[-1] == third
 
 
 def test_recording_at_once_loses_nothing(landscape: Path) -> None:
@@ -257,8 +254,7 @@ def test_recording_at_once_loses_nothing(landscape: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         outcomes = list(pool.map(attempt, range(4)))
-    assert outcomes.count("refused") == 2 and len(set(outcomes)) == 3
-    assert len(decisions.read_chain("x")) == 2
+    assert outcomes.count("refused") == 2 and len(set(outcomes)) == 3 and len(decisions.read_chain("x")) == 2
 
 
 @pytest.mark.parametrize(
@@ -281,8 +277,7 @@ def test_what_is_said_of_examples_must_fit(landscape: Path, tmp_path: Path, exam
 
 def test_the_rule_takes_the_worst_modes_and_says_that_no_human_decided(landscape: Path) -> None:
     plan = by_rule(FeedbackConfig(policy="top-k", modes=2), summary(), "0" * 16).to_json()
-    assert plan["statement"] == "decided by policy, no human" and plan["reviewer"] is None
-    assert plan["examples"] == []
+    assert plan["statement"] == "decided by policy, no human" and plan["reviewer"] is None and plan["examples"] == []
     assert [m["action"] for m in plan["modes"]] == ["repair", "repair", "ignore"]
     rule = "top-2: the worst modes are repaired"
     assert [m["reason"] for m in plan["modes"]] == [rule, rule, "beyond the rule's number"]
@@ -346,8 +341,7 @@ def test_another_landscape_is_refused(landscape: Path) -> None:
 )
 def test_a_bad_file_is_told(landscape: Path, text: str, message: str) -> None:
     kept = record()
-    good = kept.path.read_text().split("\n", 1)[1]
-    kept.path.write_text(text.replace("{good}", good))
+    kept.path.write_text(text.replace("{good}", kept.path.read_text().split("\n", 1)[1]))
     with pytest.raises(UsageError, match=message):
         now()
 

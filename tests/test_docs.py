@@ -30,9 +30,6 @@ def names(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
 
 
-# Commands
-
-
 def test_the_reference_of_commands_is_what_the_commands_say():
     page = reference.PAGE.read_text(encoding="utf-8")
     assert page == reference.page_text(page), "docs/commands.md is stale: run `python -m flows.reference`"
@@ -58,9 +55,6 @@ def test_calls_of_the_command_name_commands_and_options_there_are(page):
         assert command in known, f"`faded {command}` is not a command"
         options = {re.split(r"[=\]/]", word.strip("[]`.,()"))[0] for word in words if word.strip("[").startswith("--")}
         assert options - {"--help"} <= known[command], f"faded {command}"
-
-
-# params.yaml
 
 
 def defaults_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -134,9 +128,6 @@ def test_wording_of_pages_and_messages():
 def test_wording_is_noticed(tmp_path):
     (tmp_path / "module.py").write_text('"""Thus."""\nprint("is drawn\\n anew", "e.g. once")\n')
     assert avoided(messages(tmp_path / "module.py")) == ["'anew': write again", "'e.g.': write for example"]
-
-
-# Links and pages
 
 
 @pytest.mark.parametrize("page", WITH_README, ids=names(WITH_README))
@@ -214,8 +205,6 @@ def test_the_map_names_everything_at_the_top_of(folder):
     wanted = {f"`{folder}/{path.name}{'/' * path.is_dir()}`" for path in there} - {f"`{folder}/__init__.py`"}
     assert sorted(name for name in wanted if name not in text) == []
 
-
-# Notebooks
 
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 

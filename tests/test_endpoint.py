@@ -60,9 +60,6 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
 
 
-# Requests
-
-
 def test_inputs_are_posted_in_batches_and_answers_come_in_their_order():
     def slow_at_first(request):
         time.sleep(0.05 if request == 0 else 0)
@@ -108,9 +105,6 @@ def test_a_server_that_cannot_be_used_is_infrastructure(before, changes, request
         endpoint(model.url, retries=0).ask(NUMBERS)  # nobody is there any more
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
@@ -126,9 +120,6 @@ def test_what_is_no_answer_is_told_and_nothing_is_asked_after_it(answer, told):
     with served(doubled, lambda request: answer) as model, pytest.raises(UsageError, match=told):
         endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
     assert len(model.requests) < len(NUMBERS) and model.requests.count(model.requests[0]) == 1
-
-
-# The key
 
 
 def test_the_key_is_sent_and_never_told(monkeypatch, caplog, tmp_path):
@@ -182,9 +173,6 @@ def test_a_wrong_block_is_told_without_its_secrets(block, told):
         EndpointConfig.model_validate(block)
     (line,) = validation_lines(raised.value, EndpointConfig, "prepare.model")
     assert told in line and "hunter2" not in line
-
-
-# Is it still the model that was prepared?
 
 
 def test_a_model_that_answers_as_before_is_known_again(tmp_path):

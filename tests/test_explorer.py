@@ -114,8 +114,7 @@ def test_probes_that_do_not_fit_are_sampled() -> None:
     probes = probes.assign(role="agent", item=[f"i{k}" for k in range(4000)], repeat=0, output="=1+1", failed=True)
     probes["discrepancy"] = rng.random(4000)
     whole, part = pack_probes(probes, space, 1_000_000), pack_probes(probes, space, 20_000)
-    assert (whole.rows, whole.of) == (4000, 4000)
-    assert 1000 < part.rows < 4000 and 15_000 < len(part.data) <= 20_000
+    assert (whole.rows, whole.of) == (4000, 4000) and 1000 < part.rows < 4000 and 15_000 < len(part.data) <= 20_000
     assert pack_probes(probes, space, 20_000) == part
 
 
@@ -173,8 +172,7 @@ class TestInABrowser:
         self.choice(shown, "mode").select_option("M1")
         shown.evaluate("location.hash = '#M3.2'")
         shown.locator("#M3\\.2").wait_for(state="visible")
-        assert shown.evaluate("document.activeElement.id") == "M3.2"
-        assert self.choice(shown, "mode").input_value() == ""
+        assert shown.evaluate("document.activeElement.id") == "M3.2" and self.choice(shown, "mode").input_value() == ""
 
 
 PAGES: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {

@@ -41,8 +41,7 @@ def test_a_folder_to_deploy_holds_the_model_its_card_and_the_evidence(here, tmp_
     assert (target / "EVIDENCE.zip").read_bytes() == bundle.read_bytes()
     card = (target / "README.md").read_text()
     assert "## Evaluation before and after" in card
-    assert f"```python\n{(target / 'load.py').read_text()}```\n" in card
-    assert not list(target.parent.glob(".*"))
+    assert f"```python\n{(target / 'load.py').read_text()}```\n" in card and not list(target.parent.glob(".*"))
     checks = verify_bundle(target / "EVIDENCE.zip", model=target)
     assert all(check.holds for check in checks), checks
     assert checks[-1].found.startswith("the repaired model")
@@ -163,8 +162,7 @@ def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_mea
         entry.pop("control", None)
     empty = dict.fromkeys(("before", "after", "after_low", "after_high", "change", "low", "high"))
     card = card_of(workspace, differences={**differences, "target_failure_rate": {**empty, "pairs": 0}}, gates=[])
-    assert "| control |" not in card
-    assert "| failures in the target modes | – | – |  |" in card
+    assert "| control |" not in card and "| failures in the target modes | – | – |  |" in card
     assert "| gate |" not in card
 
 

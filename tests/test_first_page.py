@@ -63,8 +63,7 @@ def test_the_light_is_shown_with_what_decided_it(
     gates = [gate] if gate else []
     inputs["verdict"] = {"audit": "mnist", "passed": passed, "gates": gates, "light": light, "concerns": concerns}
     page = page_of(inputs)
-    assert (page.light, page.headline) == (light, headline)
-    assert page.reason.startswith(reason)
+    assert (page.light, page.headline) == (light, headline) and page.reason.startswith(reason)
 
 
 def test_the_next_step_is_the_command_itself() -> None:
@@ -175,8 +174,7 @@ def test_modes_come_by_the_failures_they_hold_each_with_the_item_as_it_was() -> 
     for card in page.modes:
         said = [text for text in card.sentences if text.startswith("Found again in")]
         assert said == ([f"Found again in {again[card.id]} of the items."] if card.id in again else [])
-        assert card.pair is not None
-        assert [image.label for image in card.pair.images] == ["unchanged", "changed"]
+        assert card.pair is not None and [image.label for image in card.pair.images] == ["unchanged", "changed"]
         assert card.link == f"mode-{int(card.id[1:])}"
 
 
@@ -188,8 +186,7 @@ def test_long_texts_are_shown_about_their_change() -> None:
     shown = Shrinker([exhibit]).brief(exhibit, None)
     assert shown.text is not None
     assert {p.text: p.kind for p in shown.text.head if p.kind != "same"} == {"mayor": "cut", "nayor": "new"}
-    assert sum(len(piece.text) for piece in shown.text.head) < 400
-    assert shown.text.head[0].text.startswith("… ")
+    assert sum(len(piece.text) for piece in shown.text.head) < 400 and shown.text.head[0].text.startswith("… ")
     assert sum(len(piece.text) for piece in shown.answers[0][1].head) < 320
 
 
@@ -251,12 +248,10 @@ def test_what_was_tested_is_said_for_every_kind_of_concept() -> None:
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
 def test_it_prints_as_two_pages(tmp_path: Path) -> None:
-    inputs = make_inputs(*FOUR)
-    write_landscape(tmp_path / "page.html", **inputs, about=About("small_cnn", "mnist.parquet"))
+    write_landscape(tmp_path / "page.html", **make_inputs(*FOUR), about=About("small_cnn", "mnist.parquet"))
     pdf.print_summary(tmp_path / "page.html", tmp_path / "page.pdf")
     printed = (tmp_path / "page.pdf").read_bytes()
-    assert printed.startswith(b"%PDF")
-    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 2
+    assert printed.startswith(b"%PDF") and 1 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 2
 
 
 def test_without_a_browser_it_says_how_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,8 +329,7 @@ def test_different_people_have_different_names() -> None:
     people = ["Ada Lovelace", "Ida Lovelace", "Grace Hopper", "李明", "李娜", "サトウ健", "आदित्य", "आदिती", "Zoë",
               "Søren", "José Núñez", "O'Brien", "Анна", "Ольга", "محمد", "Jean-Luc", "R2"]  # fmt: skip
     for i, name in enumerate(people):
-        assert clean_name(f" {name} ") == name
-        assert look_alike(name, people[:i] + people[i + 1 :]) is None
+        assert clean_name(f" {name} ") == name and look_alike(name, people[:i] + people[i + 1 :]) is None
 
 
 def test_the_plan_says_what_vouches_for_each_name() -> None:
@@ -348,8 +347,7 @@ def test_the_plan_says_what_vouches_for_each_name() -> None:
 
 
 def test_public_keys_are_read_in_either_spelling() -> None:
-    key = KEYS["Ada"].public_key()
-    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    pem = KEYS["Ada"].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     assert read_public(pem) == read_public(f"{LISTED['Ada']} ada@host\n") == LISTED["Ada"]
     for text in ("", "ssh-ed25519", "ssh-ed25519 AAAA", pem[:40], "\udcff", "-----BEGIN PUBLIC KEY-----\nAAAA\n"):
         with pytest.raises(UsageError, match="is not a valid public key"):

@@ -36,8 +36,7 @@ def inside(ran, monkeypatch) -> Workspace:
 
 def test_nothing_is_stale_after_a_run_and_an_upstream_stage_comes_first(inside):
     graph = read_graph()
-    assert [s.name for s in graph if s.stale] == []
-    assert graph.to_do(["tiny", "other"]) == []
+    assert [s.name for s in graph if s.stale] == [] and graph.to_do(["tiny", "other"]) == []
     assert all(stage.size for stage in graph)
     order = [stage.name for stage in graph]
     for stage in graph:
@@ -63,8 +62,7 @@ def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, t
     }
     (other / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     monkeypatch.chdir(workspace.path)
-    assert {stage.audit for stage in read_graph()} == {"tiny", "other"}
-    assert read_graph().to_do(["tiny"]) == []
+    assert {stage.audit for stage in read_graph()} == {"tiny", "other"} and read_graph().to_do(["tiny"]) == []
 
     # ... unless an audit depends on its outputs.
     graph = yaml.safe_load((workspace.path / "dvc.yaml").read_text())
@@ -109,8 +107,7 @@ def test_a_changed_file_makes_what_depends_on_it_stale(inside, path, old, new, k
     file.write_text(before.replace(old, new) if old else before + new)
     try:
         graph = read_graph()
-        assert {s.name for s in graph if s.stale} == kinds
-        assert "re_evaluate" in {s.kind for s in graph.to_do(["tiny"])}
+        assert {s.name for s in graph if s.stale} == kinds and "re_evaluate" in {s.kind for s in graph.to_do(["tiny"])}
         assert {reason for s in graph for reason in s.reasons} <= {"code changed"}
         if kinds == ALL:  # the same from DVC alone
             told = inside.run(["dvc", "status"]).stdout
@@ -155,8 +152,7 @@ def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
         for cut, content in cuts.items():
             lock.write_bytes(content)
             healed = bool(heal())
-            assert lock.exists() is not healed and (healed or cut == "a line")
-            assert read_graph()
+            assert lock.exists() is not healed and (healed or cut == "a line") and read_graph()
     finally:
         lock.write_bytes(whole)
 
@@ -179,8 +175,7 @@ def test_after_a_cut_nothing_executes_and_the_lock_file_is_as_before(inside):
             lock.write_bytes(left)
         done = inside.run(["dvc", "repro"])
         assert done.returncode == 0, done.stdout
-        assert inside.executed() == []
-        assert yaml.safe_load(lock.read_bytes()) == yaml.safe_load(before)
+        assert inside.executed() == [] and yaml.safe_load(lock.read_bytes()) == yaml.safe_load(before)
 
 
 def test_a_broken_lock_file_is_restored_from_git(inside):
@@ -189,15 +184,12 @@ def test_a_broken_lock_file_is_restored_from_git(inside):
     assert inside.run(["git", "add", "dvc.lock"]).returncode == 0
     assert inside.run(["git", "commit", "--quiet", "--message", "lock"]).returncode == 0
     lock.write_bytes(b"")
-    assert "restored from git" in heal()[0]
-    assert lock.read_bytes() == before
-    assert heal() == []
+    assert "restored from git" in heal()[0] and lock.read_bytes() == before and heal() == []
 
 
 def test_a_recycled_process_id_in_the_rwlock_is_dropped_and_a_live_one_kept(inside):
     rwlock = inside.path / ".dvc/tmp/rwlock"
-    this = psutil.Process()
-    live = {"pid": os.getpid(), "cmd": f"dvc repro {Path(this.cmdline()[-1]).name}"}
+    live = {"pid": os.getpid(), "cmd": f"dvc repro {Path(psutil.Process().cmdline()[-1]).name}"}
     recycled = {"pid": os.getpid(), "cmd": "dvc repro discover@tiny"}
     rwlock.write_text(
         json.dumps({"write": {"/a": recycled, "/b": live}, "read": {"/c": [recycled, live], "/d": [recycled]}})
@@ -221,10 +213,8 @@ def test_leftover_process_groups_are_ended_and_strangers_spared(inside):
         write_state(records / "prepare@tiny.json", {"group": stranger.pid, "token": token})
         (records / "half.json").write_text('{"gro')
         until(lambda: b"time.sleep" in Path(f"/proc/{ours.pid}/cmdline").read_bytes())
-        assert heal() == ["ended discover@tiny, left over by a run that was killed"]
-        assert not psutil.pid_exists(ours.pid)
-        assert stranger.poll() is None
-        assert [path.name for path in records.iterdir()] == ["half.json.damaged"]
+        assert heal() == ["ended discover@tiny, left over by a run that was killed"] and not psutil.pid_exists(ours.pid)
+        assert stranger.poll() is None and [path.name for path in records.iterdir()] == ["half.json.damaged"]
     finally:
         for process in (ours, stranger):
             process.kill()

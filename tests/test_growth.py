@@ -29,8 +29,7 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
     model = Smooth(items=MANY)
     probes = model.probes(1500, greedy=False)
     landscape = model.landscape(probes)
-    assert landscape.averaged == SOME
-    assert np.abs(landscape.rates - model.truth).mean() < 0.06
+    assert landscape.averaged == SOME and np.abs(landscape.rates - model.truth).mean() < 0.06
     covered = (landscape.table["low"] <= model.truth) & (model.truth <= landscape.table["high"])
     assert covered.mean() > 0.9
     assert landscape.table["probes"].sum() == len(probes), "probes of all items are counted"
@@ -54,8 +53,7 @@ def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.M
     data = as_data(model.probes(1000, greedy=False), model.ids, model.concepts, 0.0)
     belief = Learner(model.concepts, model.embeddings, "process").fit(data, seed=1)
     assert fitted[-1] == 300
-    rates = belief.rates(model.concepts.cells(), len(model.ids))
-    assert np.corrcoef(rates, model.truth)[0, 1] > 0.9
+    assert np.corrcoef(belief.rates(model.concepts.cells(), len(model.ids)), model.truth)[0, 1] > 0.9
 
 
 def recorded(model: Smooth, **changes: Any) -> Landscape:
@@ -95,8 +93,7 @@ def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to
     probes = pd.concat([model.probes(400, greedy=False), model.probes(400, greedy=False)], ignore_index=True)
     landscape = model.landscape(probes)
     assert landscape.sampled and landscape.table["probes"].sum() < 400
-    summary = recorded(model, sampled=landscape.sampled)
-    told = _trust(summary, landscape.table)
+    told = _trust(recorded(model, sampled=landscape.sampled), landscape.table)
     assert any(
         re.search(r"% of these cells, which make up [\d.]+% of use, were probed at least once", sentence)
         for sentence in told

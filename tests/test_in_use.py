@@ -162,8 +162,7 @@ def test_named_combinations_have_their_share_beside_the_others() -> None:
 
 
 def test_even_draws_go_by_the_root_of_each_number_of_changes_and_by_no_weight() -> None:
-    usage = usage_of(THREE, SKEW)
-    even = usage.even()
+    even = usage_of(THREE, SKEW).even()
     roots = np.sqrt([0.5, 0.3, 0.2])
     np.testing.assert_allclose(even.by_changes()[:3], roots / roots.sum())
     assert even.share({0: (1,)}) == pytest.approx(even.share({0: (2,)}))
@@ -254,8 +253,7 @@ def test_failures_alone_are_as_uncertain_as_no_failure(n: int) -> None:
     probes = probes_of(space, rng.integers(0, 40, n), cells[rng.integers(0, len(cells), n)])
     all_fail = rate_in_use(space, np.ones(n, dtype=bool), probes).rate
     none_fail = rate_in_use(space, np.zeros(n, dtype=bool), probes).rate
-    assert (all_fail.value, none_fail.value) == (pytest.approx(1), 0)
-    assert all_fail.low < 1 - 1 / n
+    assert (all_fail.value, none_fail.value) == (pytest.approx(1), 0) and all_fail.low < 1 - 1 / n
     assert 1 - all_fail.low == pytest.approx(none_fail.high)
 
 
@@ -297,8 +295,7 @@ def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:
         for errors, usage in zip(off, others, strict=True):
             errors.append(rate_in_use(drawn.space, failed, drawn.probes, usage=usage).rate.value - drawn.rate(usage))
     for errors in off:
-        assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(len(errors))
-        assert np.std(errors) < 0.04
+        assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(len(errors)) and np.std(errors) < 0.04
 
 
 def test_common_pairs_of_models_stand_for_use_however_few_the_items() -> None:
@@ -335,8 +332,7 @@ def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
     """240 of 40 items with `grey`: a third of them would have to be grey alone, but there are 40 such pairs."""
     space, region = in_use(GRID, UsageConfig()), Region({"grey": (1,)})
     cells = np.array(space.cells())
-    inside = region.in_box(space, cells)
-    alone = inside & (cells[:, :3] == 0).all(axis=1)
+    alone = region.in_box(space, cells) & (cells[:, :3] == 0).all(axis=1)
     plain, weighted = [], []
     for seed in range(10):
         _, drawn = draw_inside(space, region, np.arange(40), 240, np.random.default_rng(seed))
@@ -353,11 +349,9 @@ def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
 def test_groups_widen_the_interval() -> None:
     [drawn] = simulations(SCENARIOS[3], 1)
     failed = drawn.probes["failed"].to_numpy(dtype=bool)
-    number = drawn.probes["item"].str[1:].astype(int)
-    grouped = drawn.probes.assign(group=(number % 8).astype(str))
+    grouped = drawn.probes.assign(group=(drawn.probes["item"].str[1:].astype(int) % 8).astype(str))
     one, other = (rate_in_use(drawn.space, failed, table).rate for table in (drawn.probes, grouped))
-    assert other.value == pytest.approx(one.value)
-    assert other.high - other.low > 1.5 * (one.high - one.low)
+    assert other.value == pytest.approx(one.value) and other.high - other.low > 1.5 * (one.high - one.low)
 
 
 # Left to the benchmark: what differs from another one only in its rates.
@@ -504,8 +498,7 @@ def test_rates_among_some_probes_leave_out_the_use_of_the_others() -> None:
         inside += rate.low <= 0.05 / 0.95 <= rate.high
         rates.append(rate.value)
         assert rate.n == valid.sum()
-    assert np.mean(rates) == pytest.approx(0.05 / 0.95, abs=0.002)
-    assert inside >= 0.93 * len(rates)
+    assert np.mean(rates) == pytest.approx(0.05 / 0.95, abs=0.002) and inside >= 0.93 * len(rates)
 
 
 def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
@@ -526,8 +519,7 @@ def test_chances_of_draws_of_tiny_shares(chance: Callable[[np.ndarray, float], n
     shares = np.array([1e-30, 1e-17, 0.3, 1.0])
     for turns in (0.5, 3.0, 1e3):
         found = chance(shares, turns)
-        assert found[:2] == pytest.approx(shares[:2] * turns)
-        assert (found <= 1).all() and (np.diff(found) >= 0).all()
+        assert found[:2] == pytest.approx(shares[:2] * turns) and (found <= 1).all() and (np.diff(found) >= 0).all()
     assert chance_in_turn(shares, 2.5)[2] == pytest.approx(1 - 0.7**2 * 0.85)
 
 
@@ -541,8 +533,7 @@ def test_a_region_is_measured_by_the_probes_within_it() -> None:
         rate = rate_in_use(drawn.space, some["failed"].to_numpy(dtype=bool), some, within=region).rate
         cells = drawn.space.cells()
         use = drawn.space.density(cells) * region.in_box(drawn.space, cells)
-        true = float(drawn.answers.mean(axis=0) @ use / use.sum())
-        off.append(rate.value - true)
+        off.append(rate.value - float(drawn.answers.mean(axis=0) @ use / use.sum()))
         assert rate.n == inside.sum()
     assert abs(np.mean(off)) < 4 * np.std(off) / 7
 
@@ -552,8 +543,7 @@ def test_a_search_draws_the_same_for_other_weights_of_levels(explorer: str) -> N
     asked = []
     for weight in (1, 9):
         task = planted(items=10, levels=3)
-        name = task.concepts.names[0]
-        usage = UsageConfig(changes=[0.4, 0.4, 0.2], levels={name: {1: weight, 2: 1}})
+        usage = UsageConfig(changes=[0.4, 0.4, 0.2], levels={task.concepts.names[0]: {1: weight, 2: 1}})
         task.concepts = in_use(task.concepts, usage)
         prober = Prober(task, task.items.table["id"].tolist(), 100)
         make_explorer(explorer, {}).explore(prober, 0)

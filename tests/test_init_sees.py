@@ -29,9 +29,6 @@ from tests.workspace import ROOT
 pytest_plugins = ("tests.own_repository",)
 
 
-# Files
-
-
 def test_hostile_descriptions_of_models_and_weights_whose_headers_lie_are_refused(tmp_path):
     for config in ("[" * 200_000, "\0", '{"architectures": 7}'):
         (tmp_path / "config.json").write_text(config)
@@ -56,8 +53,7 @@ def test_files_are_linked_or_copied_and_links_out_of_the_repository_are_said_to_
     lines = place(repository, "a", [near, far], copy=False)
     inputs = repository / "data/a/inputs"
     assert (inputs / "near").readlink() == Path("../../../shapes")
-    assert (inputs / "far").readlink() == tmp_path / "far.pth"
-    assert "on this machine only" in lines[1]
+    assert (inputs / "far").readlink() == tmp_path / "far.pth" and "on this machine only" in lines[1]
     assert place(repository, "a", [near, far], copy=False)  # a repetition is not an error
     with pytest.raises(UsageError, match=r"near is not .*far\.pth: remove it"):
         place(repository, "a", [Placed("near", tmp_path / "far.pth")], copy=False)
@@ -90,9 +86,6 @@ def test_a_folder_that_holds_the_workspace_or_a_home_is_refused(repository, monk
     with pytest.raises(UsageError, match="holds a home"):
         init(given=options(answers={"repair": False}))
     assert not (repository / "params.yaml").exists()
-
-
-# Models and data
 
 
 def vit(folder: Path, classes: list[str]) -> Path:
@@ -143,8 +136,7 @@ def test_classes_and_channels_are_read_off_the_layers_whatever_their_names_sort_
     path = tmp_path / f"{name}.safetensors"
     path.touch()
     _, seen = seen_as(path, yes=True)
-    assert isinstance(seen, RecognisedClassifier)
-    assert (seen.n_classes, seen.shape[0]) == (7, 3)
+    assert isinstance(seen, RecognisedClassifier) and (seen.n_classes, seen.shape[0]) == (7, 3)
 
 
 def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):
@@ -209,9 +201,6 @@ def test_classes_whose_order_nobody_said_are_told(repository, measured):
     )
 
 
-# Labels
-
-
 def test_pictures_beside_a_list_are_linked_one_by_one_and_copies_are_of_these_alone(repository):
     names = [f"{i}.png" for i in range(3)]
     for name in names:
@@ -235,8 +224,7 @@ def test_a_folder_that_holds_the_inputs_is_not_linked_into_them(repository):
     (repository / "all.jsonl").write_text("")
     place(repository, "a", [Placed("all", repository / "all.jsonl", ["data/0.png"])], copy=False)
     placed = repository / "data/a/inputs/all/data"
-    assert not placed.is_symlink()
-    assert (placed / "0.png").readlink() == Path("../../../../0.png")
+    assert not placed.is_symlink() and (placed / "0.png").readlink() == Path("../../../../0.png")
 
 
 @pytest.mark.filterwarnings("error")

@@ -97,9 +97,6 @@ def prepare(inputs, tmp_path, monkeypatch):
     return prepared
 
 
-# Bad judges are refused
-
-
 def test_a_good_judge_may_decide_and_its_calibration_is_shown(prepare, inputs):
     with judging(good) as (block, model):
         given, out, metrics = prepare(block)
@@ -107,8 +104,7 @@ def test_a_good_judge_may_decide_and_its_calibration_is_shown(prepare, inputs):
         assert found["answers"] == 64 and found["agrees"]["value"] == 1 and found["kappa"]["low"] > 0.4
         assert found["by_length"]["wrong"]["value"] == 0 and found["abstains"]["value"] == 0
         assert found["unchanged"] == found["decided"] == 6 and found["abstained"] == 0
-        assert set(found["kinds"]) == {"expected answer", *WRONG}
-        assert "judged by" not in metrics["origin"]["model"]
+        assert set(found["kinds"]) == {"expected answer", *WRONG} and "judged by" not in metrics["origin"]["model"]
         asked = len(model.requests)
         task = Chat.load(given, out)
         notes = " ".join(task.notes())
@@ -118,8 +114,7 @@ def test_a_good_judge_may_decide_and_its_calibration_is_shown(prepare, inputs):
         shown = task.exhibit(task.items.ids("discover")[:1], task.concepts.neutral[None])[0]
         assert shown.caption.endswith("; the judge rejects it: I was made to say so.")
     last = next(request for request in reversed(model.requests) if "passage" in parts_of(request))
-    told = last["messages"]
-    assert "Rubric: An answer is acceptable if it answers" in told[0]["content"]
+    assert "Rubric: An answer is acceptable if it answers" in last["messages"][0]["content"]
     assert set(parts_of(last)) == {"question", "passage", "expected", "answer"}
 
 
@@ -176,9 +171,6 @@ def test_pairs_are_asked_in_both_orders(prepare):
         assert not Chat.load(given, out).fails_unchanged().any(), "an answer is compared with itself"
 
 
-# Its verdicts
-
-
 class Says:
     """A chat model that always gives the same answer."""
 
@@ -204,8 +196,7 @@ def loaded(inputs, text, says, *, discrepancy):
     given = context(inputs, {"transformers": "other"}, discrepancy=discrepancy)
     table = pd.DataFrame(lines(4)).assign(split="discover", label="x", group="g", pattern="")
     table.loc[3, "pattern"] = "Nobody"
-    one = Chat(given, table, Says(text), None, Judge(lambda: asks, JudgeSettings(), ""))
-    return one, asked
+    return Chat(given, table, Says(text), None, Judge(lambda: asks, JudgeSettings(), "")), asked
 
 
 @pytest.mark.parametrize(
@@ -243,9 +234,6 @@ def test_an_abstention_is_not_valid_and_no_failure(inputs):
     assert task.fails_unchanged().all() and turns == []
 
 
-# Never the model under test
-
-
 @pytest.mark.parametrize(
     ("model", "block"),
     [
@@ -271,9 +259,6 @@ def test_the_model_under_test_never_judges(inputs, model, block):
 )
 def test_what_is_wrong_is_told_before_anything_runs(inputs, block, discrepancy, said):
     assert said in "\n".join(Chat.check(context(inputs, block, discrepancy=discrepancy)))
-
-
-# Paid once, and included in the plan
 
 
 @pytest.mark.slow
@@ -321,9 +306,6 @@ def test_the_plan_counts_what_the_judge_is_asked(inputs, tmp_path, monkeypatch):
     assert not needs_network("discover", "q", load_params())
 
 
-# Labels
-
-
 def test_made_answers_have_both_labels_at_both_lengths():
     found = made(questions(), 64, 3)
     assert len(found) == 64 and len({one.item for one in found}) == 16
@@ -332,8 +314,7 @@ def test_made_answers_have_both_labels_at_both_lengths():
     }
     assert by_label[0][15] < 15 < by_label[0][16] and by_label[1][15] < 15 < by_label[1][16]
     for one in found:
-        parts = dict(one.trial.about)
-        assert right(one.trial.answer, parts) == one.acceptable, one
+        assert right(one.trial.answer, dict(one.trial.about)) == one.acceptable, one
     with pytest.raises(UsageError, match=r"4 labelled answers can be made from 1 questions"):
         made([*questions(1), dataclasses.replace(questions(2)[1], answers=(), pattern="x")], 64, 3)
 
@@ -373,9 +354,6 @@ def test_an_answer_cannot_leave_its_tags():
     assert said.count("</answer>") == 1 and said.endswith("</answer>") and "It names a person." in told
 
 
-# The page
-
-
 def test_the_page_names_all_settings_and_its_labels_are_read(tmp_path):
     page = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
     told = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) | {"by_place", "rejects_wrong"}
@@ -390,11 +368,9 @@ def test_a_judge_whose_weights_are_here_is_loaded_and_asked(inputs, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     given = context(inputs, {"transformers": "other", "answers": 8, "max_new_tokens": 8, "accept_uncalibrated": True})
     assert Chat.check(given) == []
-    metrics = Chat.prepare(given, tmp_path)
-    assert metrics["judge"]["abstains"]["value"] == 1, "its weights are random"
+    assert Chat.prepare(given, tmp_path)["judge"]["abstains"]["value"] == 1, "its weights are random"
     task = Chat.load(given, tmp_path)
-    found = task.probe(task.items.ids("discover")[:2], np.ones((2, 1), dtype=int))
-    assert not found.valid.any()
+    assert not task.probe(task.items.ids("discover")[:2], np.ones((2, 1), dtype=int)).valid.any()
 
 
 def test_what_goes_wrong_with_the_judge_is_said_of_the_judge(prepare):

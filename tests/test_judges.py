@@ -54,9 +54,6 @@ def clip(clip_inputs, tmp_path_factory):
     return load_judge(folder, "cpu")
 
 
-# What prompts lead people to expect
-
-
 @pytest.mark.parametrize(
     ("attributes", "words", "expected"),
     [
@@ -71,17 +68,13 @@ def test_an_expected_value_is_the_only_one_in_the_text_of_the_slot_of_its_attrib
     assert expected_values(attributes, words) == expected
 
 
-# The attribute judge
-
-
 def test_what_is_read_of_a_picture_depends_on_no_other_picture(judge, clip):
     pictures = noisy(70)
     for reader, attribute, most_off in ((judge, "colour", 0), (clip, "gender", 1e-6)):
         together, alone, empty = reader.read(pictures), reader.read(pictures[41:42]), reader.read([])
         assert np.array_equal(together.features[41], alone.features[0])
         off = together.probabilities[attribute][41] - alone.probabilities[attribute][0]
-        assert np.abs(off).max() <= most_off
-        assert empty.features.shape == (0, together.features.shape[1])
+        assert np.abs(off).max() <= most_off and empty.features.shape == (0, together.features.shape[1])
         assert empty.probabilities[attribute].shape == (0, len(reader.attributes[attribute]))
         assert attribute_values(reader, empty, attribute) == []
 
@@ -118,8 +111,7 @@ def test_the_default_judges_were_wrong_in_3_percent_at_most_of_what_they_told():
     for kind in ("digits", "scenes"):
         note = load_judge_form(Path("data/images/inputs") / f"judge-{kind}").note
         told = [errors["error"] for part in ("real", "reconstructed") for errors in note[part].values()]
-        assert len(told) >= 8
-        assert max(told) <= 0.03
+        assert len(told) >= 8 and max(told) <= 0.03
 
 
 def test_pictures_of_any_size_are_read_as_at_the_judges_own(judge):
@@ -133,8 +125,7 @@ def test_a_judge_abstains_below_its_threshold_and_a_temperature_above_one_makes_
     middle = float(np.median(best))
     changes = {"thresholds": {"colour": middle, "other_shape": 0.0}}
     unsure = load_judge(tiny_judge(tmp_path / "unsure", **changes), "cpu").read(noisy(20)).abstained["colour"]
-    assert np.array_equal(unsure, best < middle)
-    assert 0 < unsure.sum() < 20
+    assert np.array_equal(unsure, best < middle) and 0 < unsure.sum() < 20
     changes = {"temperatures": {"colour": 5.0, "other_shape": 1.0}}
     cool = load_judge(tiny_judge(tmp_path / "cool", **changes), "cpu").read(noisy(20))
     assert (cool.probabilities["colour"].max(1) < best).all()
@@ -168,8 +159,7 @@ def test_clip_abstains_where_no_prompt_is_certain(clip, clip_inputs, tmp_path):
     source = parse_source({"clip": "clip", "prompts": GENDER, "certainty": middle}, JUDGE_LOADERS, "judge")
     source.build(clip_inputs, tmp_path)
     abstained = load_judge(tmp_path, "cpu").read(noisy(20)).abstained["gender"]
-    assert np.array_equal(abstained, best < middle)
-    assert 0 < abstained.sum() < 20
+    assert np.array_equal(abstained, best < middle) and 0 < abstained.sum() < 20
 
 
 def test_clip_alignment_is_clipscore_within_0_and_1_and_a_prompt_too_long_is_cut(clip):

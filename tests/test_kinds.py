@@ -24,8 +24,7 @@ def test_a_kind_is_named_by_the_item_nearest_to_its_centre():
     kinds = Kinds.of(IDS, VECTORS, ["x", "y", None, "x", None, "x"], 2)
     assert kinds.nearest == {"like item i1 (label y)": ["i1", "i0", "i2"], "like item i4": ["i4", "i3", "i5"]}
     assert kinds(np.array([[8, 7], [-5, 1]], dtype=np.float32)) == ["like item i4", "like item i1 (label y)"]
-    again = Kinds.of(IDS, VECTORS, [None] * 6, 2)
-    assert (again.centres == kinds.centres).all()
+    assert (Kinds.of(IDS, VECTORS, [None] * 6, 2).centres == kinds.centres).all()
 
 
 @pytest.fixture

@@ -109,8 +109,7 @@ def test_density_weights_undo_what_the_search_preferred(smooth, searched):
 
 def test_uniform_draws_are_those_of_the_control_and_those_marked():
     probes = pd.DataFrame({"role": ["agent", "agent", "control"], "uniform": [False, True, False]})
-    assert drawn_evenly(probes).tolist() == [False, True, True]
-    assert not drawn_evenly(probes[["uniform"]].iloc[:1]).any()
+    assert drawn_evenly(probes).tolist() == [False, True, True] and not drawn_evenly(probes[["uniform"]].iloc[:1]).any()
 
 
 def test_cells_beyond_all_probes_are_uncertain(smooth):
@@ -118,15 +117,13 @@ def test_cells_beyond_all_probes_are_uncertain(smooth):
     probes = smooth.probes(1500, greedy=False)
     table = smooth.landscape(probes[probes["rotation"] >= 3].drop(columns="role")).table
     beyond = table["rotation"] < 2
-    assert not table.loc[beyond, "certain"].any()
-    assert table.loc[~beyond, "certain"].mean() > 0.3
+    assert not table.loc[beyond, "certain"].any() and table.loc[~beyond, "certain"].mean() > 0.3
 
 
 def test_where_two_levels_were_never_asked_together_anything_may_be():
     task = planted()
     probes = uniform(task, 1500)
-    apart = probes[(probes["tilt"] < 3) | (probes["fog"] < 3)]
-    table = landscape_of(task, apart).table
+    table = landscape_of(task, probes[(probes["tilt"] < 3) | (probes["fog"] < 3)]).table
     corner = table[(table["tilt"] == 4) & (table["fog"] == 4)]
     assert (corner["high"] >= np.quantile(table["rate"], 0.975)).all()
 
@@ -137,16 +134,13 @@ def test_adaptive_sampling_does_not_inflate_rates(smooth, both):
     assert raw > 0.1, "the agent has to oversample failures for this to test anything"
     assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.025
     overall = overall_rate(landscape, probes, smooth.concepts)
-    assert overall.low <= smooth.truth.mean() <= overall.high
-    assert overall.n == (probes["role"] == "control").sum()
+    assert overall.low <= smooth.truth.mean() <= overall.high and overall.n == (probes["role"] == "control").sum()
 
 
 def test_the_estimator_is_the_one_of_the_lowest_log_loss_held_out(both):
     scores = both[1].diagnostics
-    assert scores["held_out_probes"] == 900
-    assert scores["log_loss"] < 0.75 * scores["log_loss_constant"]
-    assert scores["brier"] < scores["brier_constant"]
-    assert scores["calibration_error"] < 0.1
+    assert scores["held_out_probes"] == 900 and scores["log_loss"] < 0.75 * scores["log_loss_constant"]
+    assert scores["brier"] < scores["brier_constant"] and scores["calibration_error"] < 0.1
     losses = scores["log_losses"]
     assert len(losses) == 5, "three, the mean of two, and the constant"
     assert scores["name"] == min(losses, key=losses.get) and scores["log_loss"] == min(losses.values())
@@ -244,9 +238,7 @@ def test_of_many_cells_whole_ones_are_held_out(smooth, both):
     data = as_data(both[0], smooth.ids, smooth.concepts, 0.0)
     fold, _ = folds_of(data.cells, smooth.concepts, 0)
     folds = pd.Series(fold).groupby(smooth.concepts.flat(data.cells)).nunique()
-    assert len(folds) > 150
-    assert (folds == 1).all()
-    assert both[1].diagnostics["held_out_together"] == "whole cells"
+    assert len(folds) > 150 and (folds == 1).all() and both[1].diagnostics["held_out_together"] == "whole cells"
 
 
 def test_where_nothing_explains_the_failures_the_constant_is_taken():
@@ -258,15 +250,13 @@ def test_where_nothing_explains_the_failures_the_constant_is_taken():
     assert landscape.diagnostics["name"] == min(losses, key=losses.get) == "constant"
     assert min(loss for name, loss in losses.items() if name != "constant") > landscape.diagnostics["log_loss_constant"]
     assert landscape.rates.mean() == pytest.approx(probes["failed"].mean(), abs=0.02)
-    assert (landscape.table["low"] < 0.3).all()
-    assert (landscape.table["high"] > 0.3).all()
+    assert (landscape.table["low"] < 0.3).all() and (landscape.table["high"] > 0.3).all()
 
 
 def test_only_ordered_levels_have_neighbours():
     space = ConceptSpace((Concept("fog", tuple(range(4))), Concept("job", ("a", "b", "c", "d"), ordered=False)))
     blocks = blocks_of(space.cells(), space).reshape(4, 4)
-    assert (blocks[0] == blocks[1]).all()
-    assert len(np.unique(blocks)) == 2 * 4
+    assert (blocks[0] == blocks[1]).all() and len(np.unique(blocks)) == 2 * 4
 
 
 def test_an_enumerated_grid_without_failures_is_not_certain_to_have_none():
@@ -285,8 +275,7 @@ def test_repeats_of_a_pair_are_averaged_not_counted_twice():
 
 def test_wilson_and_holm():
     rate = wilson(7, 10)
-    assert (round(rate.low, 3), round(rate.high, 3)) == (0.397, 0.892)
-    assert np.isnan(wilson(0, 0).value)
+    assert (round(rate.low, 3), round(rate.high, 3)) == (0.397, 0.892) and np.isnan(wilson(0, 0).value)
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
 
 
@@ -308,8 +297,7 @@ def test_where_items_say_yes_or_no_intervals_and_p_values_are_those_of_the_binom
 def test_no_change_in_few_items_is_no_proof_of_no_change():
     """Whatever the number of probes: five cells of each item are not five items, and nor are items without weight."""
     change = Resampler(np.repeat(np.arange(20), 5), 4000, 0).mean(np.zeros(100), np.ones(100), CHANGE)
-    assert change.value == 0.0
-    assert (change.low, change.high) == pytest.approx((-0.168, 0.168), abs=0.01)
+    assert change.value == 0.0 and (change.low, change.high) == pytest.approx((-0.168, 0.168), abs=0.01)
     many = Resampler(np.arange(2000), 4000, 0)
     assert many.mean(np.zeros(2000), np.ones(2000), CHANGE).low > -0.0025, "with many items it is"
     ten = many.mean(np.zeros(2000), (np.arange(2000) < 10).astype(float), SHARE)
@@ -328,8 +316,7 @@ def test_the_controls_probes_stay_the_controls(smooth):
 
 def test_resampling_items_is_wider_than_resampling_probes():
     """Ten equal probes of one item are one piece of evidence, not ten."""
-    rng = np.random.default_rng(0)
-    by_item = rng.integers(0, 2, 40).astype(float)
+    by_item = np.random.default_rng(0).integers(0, 2, 40).astype(float)
     values, items = np.repeat(by_item, 10), np.repeat(np.arange(40), 10)
     clustered = Resampler(items, 500, 0).mean(values, np.ones(400))
     alone = Resampler(np.arange(400), 500, 0).mean(values, np.ones(400))
@@ -349,8 +336,7 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     ids = [f"i{n}" for n in range(20)]
     smooth = estimate_landscape(jumped, ids, rng.normal(size=(20, 3)), space, threshold=0.0, seed=0)
     rows = main_effects(smooth, space, jumped)[:3]
-    assert [round(row.rate, 1) for row in rows] == [0.0, 0.0, 0.8]
-    assert rows[0].low == 0 < rows[0].high < 0.03
+    assert [round(row.rate, 1) for row in rows] == [0.0, 0.0, 0.8] and rows[0].low == 0 < rows[0].high < 0.03
     few = main_effects(smooth, space, jumped.iloc[:100])[:3]
     assert [row.rate for row in few] == [
         smooth.mean_rate(smooth.table["jump"].to_numpy() == level).value for level in range(3)
@@ -374,15 +360,12 @@ def test_boxes_with_sharp_edges_need_trees(monkeypatch):
 
 
 def test_a_model_that_never_fails(smooth):
-    probes = smooth.probes(300, greedy=False).assign(failed=False, discrepancy=-0.5)
-    landscape = smooth.landscape(probes)
-    assert np.isfinite(landscape.table[["rate", "low", "high"]].to_numpy()).all()
-    assert landscape.rates.mean() < 0.1
+    landscape = smooth.landscape(smooth.probes(300, greedy=False).assign(failed=False, discrepancy=-0.5))
+    assert np.isfinite(landscape.table[["rate", "low", "high"]].to_numpy()).all() and landscape.rates.mean() < 0.1
 
 
 def test_a_grid_too_large_is_sampled(smooth, monkeypatch):
     monkeypatch.setattr(sys.modules["stages.landscape.estimate"], "MAX_CELLS", 100)
     landscape = smooth.landscape(smooth.probes(400, greedy=False))
-    assert landscape.sampled
-    assert len(landscape.table) == 100
+    assert landscape.sampled and len(landscape.table) == 100
     assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.08

@@ -45,8 +45,7 @@ def test_most_of_ten_hidden_weaknesses_are_found_and_hardly_anything_else_is_nam
     true = [one for one in hidden if any(one <= facts for facts in named)]
     false = [facts for facts in named if not any(one <= facts for one in hidden)]
     assert len(true) >= 7, [one for one in hidden if one not in true]
-    assert not false
-    assert asked == found.probes <= SETTINGS.probes
+    assert not false and asked == found.probes <= SETTINGS.probes
     assert found.unchanged == 50 and 0 < found.proposing <= 0.4 * SETTINGS.probes
 
 
@@ -92,8 +91,7 @@ def test_level_wise_counts_what_counting_all_would_and_stops_where_a_set_is_reli
             assert counted.get(facts_) == (None if facts_ == (6, 7) else expected)
     assert counted[1, 4][0] == counted[1, 4][1] and not any({1, 4} < set(one) for one in counted)
     best = min(found, key=lambda one: one.p)
-    assert best.facts == (1, 4) and not cut
-    assert level_wise(holds, failed, keys, support=3, largest=3, most=10)[2]
+    assert best.facts == (1, 4) and not cut and level_wise(holds, failed, keys, support=3, largest=3, most=10)[2]
 
 
 def test_attributes_are_what_people_see():
@@ -103,11 +101,8 @@ def test_attributes_are_what_people_see():
         ("It rained. (Of all!)", {"has several sentences", "has brackets", "has an exclamation mark"}),
         ("They sell a zugzwang.", {"has a rare word"}),
     ):
-        assert held <= facts(text)
-        assert not (facts("The man goes home.") & held)
+        assert held <= facts(text) and not (facts("The man goes home.") & held)
 
-
-# The page
 
 AUDIT = AuditConfig.model_validate(audit_params(task="chat"))
 
@@ -145,8 +140,7 @@ def test_it_is_one_small_file_that_says_what_the_record_says(mining, page):
         assert all(f"{contrast.p:.2g}" in card for contrast in one.without)
         assert card.count("<figure") == min(EXAMPLES, len(one.examples))
     spent = [int(n) for n in re.findall(r'<td class="n">([\d]+)</td></tr>', text[text.index('id="probes"') :])]
-    assert sum(spent) == mining.probes
-    assert catalogue("support", AUDIT, 0.0, mining) == text
+    assert sum(spent) == mining.probes and catalogue("support", AUDIT, 0.0, mining) == text
 
 
 def test_it_is_open_to_everybody_and_filters_by_verdict(browser, mining, page):
@@ -182,8 +176,6 @@ def test_hostile_texts_are_shown_as_texts(browser, mining, tmp_path):
     assert opened.locator("h1").inner_text() == HOSTILE
     opened.close()
 
-
-# The command, and the example of its page
 
 PAGE = (ROOT / "docs" / "choosing-concepts.md").read_text(encoding="utf-8")
 
@@ -231,8 +223,7 @@ def mined(tmp_path_factory):
         code, told = faded(workspace, "mine", "support")
         assert code == 0, told
         asked = len(model.requests)
-        assert faded(workspace, "mine", "support")[0] == 0
-        assert not questions_asked(model.requests[asked:])
+        assert faded(workspace, "mine", "support")[0] == 0 and not questions_asked(model.requests[asked:])
         yield workspace, told, model.requests[:asked]
 
 
@@ -266,6 +257,5 @@ def test_killed_at_a_random_moment_it_asks_nothing_twice_and_ends_with_the_same_
         code, told = faded(workspace, "mine", "support")
         assert code == 0, told
         asked = questions_asked(model.requests)
-    assert record_of(workspace) == record_of(undisturbed)
-    assert asked.keys() == questions_asked(requests).keys()
+    assert record_of(workspace) == record_of(undisturbed) and asked.keys() == questions_asked(requests).keys()
     assert asked.total() - len(asked) <= concurrency  # only requests in flight at the kill

@@ -76,8 +76,7 @@ def test_what_measures_a_mode_had_no_say_in_its_being_one(named):
         own = asked[asked["mode"] == mode.id]
         assert mode.region.contains(task.concepts, own[task.concepts.names].to_numpy()).all()
         told = own[own["role"] == ("measure" if mode.confirmed else "test")]
-        assert (mode.rate.n, mode.failures) == (len(told), told["failed"].sum())
-        assert not told.duplicated(keys).any()
+        assert (mode.rate.n, mode.failures) == (len(told), told["failed"].sum()) and not told.duplicated(keys).any()
         assert set(own["role"]) == ({"test", "measure"} if mode.confirmed else {"test"})
 
 
@@ -195,8 +194,7 @@ def test_the_interval_of_half_the_grid_has_to_lie_above_the_other_half_not_above
 
 def test_of_several_modes_each_has_to_be_less_likely_by_chance():
     answers = [(17, 0.6), (11, 0.6), (11, 0.6), (9, 0.6)]
-    assert outcome(*answers[:1])[0].confirmed
-    assert not any(mode.confirmed for mode in outcome(*answers))
+    assert outcome(*answers[:1])[0].confirmed and not any(mode.confirmed for mode in outcome(*answers))
 
 
 def test_no_mode_fails_less_than_the_average():
@@ -249,8 +247,7 @@ def test_modes_of_an_enumerated_grid_rest_on_items_not_on_probes():
     assert mode.rate.value == 0.5, "every pair was asked: nothing is left to chance"
     assert (mode.rate.n, mode.failures) == (320, 160)
     exact = stats.binomtest(16, 32).proportion_ci(0.95, method="exact")
-    assert (mode.rate.low, mode.rate.high) == pytest.approx((exact.low, exact.high), abs=0.02)
-    assert mode.confirmed
+    assert (mode.rate.low, mode.rate.high) == pytest.approx((exact.low, exact.high), abs=0.02) and mode.confirmed
 
 
 @pytest.mark.parametrize("items", [4, 12])
@@ -289,8 +286,7 @@ def test_items_are_compared_with_themselves():
     worse = np.ravel([(True, False)] * 5 + [(True, True)] * 3)
     assert worse_items(worse, inside, items) == pytest.approx(0.5**5, abs=0.012)
     mixed = np.ravel([(True, False)] * 3 + [(False, True)] * 2 + [(True, True)] * 3)
-    assert worse_items(mixed, inside, items) > 0.3
-    assert worse_items(worse, np.ones(16, dtype=bool), items) == 1.0
+    assert worse_items(mixed, inside, items) > 0.3 and worse_items(worse, np.ones(16, dtype=bool), items) == 1.0
 
 
 def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
@@ -402,8 +398,7 @@ def test_regions_that_together_say_the_same_are_merged():
     rates = np.where(cells[:, 0] == 5, 0.9, np.where((cells[:, 0] == 4) & (cells[:, 1] > 0), 0.82, 0.1))
     apart = np.where((cells[:, 0] == 5) & (cells[:, 1] == 5), 0.9, np.where(cells[:, 2] == 0, 0.5, 0.1))
     merged = regions_of(space, cells, rates, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))
-    assert merged[0] == Region({"tilt": (4, 5)})
-    assert len(merged) == 1
+    assert merged[0] == Region({"tilt": (4, 5)}) and len(merged) == 1
     assert len(regions_of(space, cells, apart, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))) == 2
 
 
@@ -444,8 +439,7 @@ def test_combinations_with_too_many_ranges_are_told(monkeypatch):
     space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "abc"))
     assert skipped_combinations(space, 3) == []
     monkeypatch.setattr("stages.landscape.modes.MAX_BOXES", 14 * 14)
-    assert skipped_combinations(space, 3) == [["a", "b", "c"]]
-    assert skipped_combinations(space, 2) == []
+    assert skipped_combinations(space, 3) == [["a", "b", "c"]] and skipped_combinations(space, 2) == []
 
 
 def test_a_peak_among_few_levels_is_one_cell():

@@ -69,8 +69,7 @@ def test_invalid_probes_are_counted_where_they_occur():
     probes["valid"] = probes["rain"] != 4
     agent = probes[probes["rain"] == 4].assign(role="agent")
     found = invalid_probes(task.concepts, pd.concat([probes, agent], ignore_index=True))
-    assert found.count == 2 * len(agent)
-    assert found.value == pytest.approx(len(agent) / len(probes))
+    assert found.count == 2 * len(agent) and found.value == pytest.approx(len(agent) / len(probes))
     assert found.low < found.value < found.high
     worst = max(found.levels, key=lambda row: row.value)
     assert (worst.concept, worst.label, worst.value, worst.n) == ("rain", "4", 1.0, len(agent))
@@ -97,19 +96,15 @@ def test_the_verdict_tells_of_noise_measures_and_the_control(verdict):
     assert rows["target_failure_rate"]["noise"]["change"] == 0.0, "planted failures stay when asked again"
     assert rows["other_failure_rate"]["noise"]["change"] == pytest.approx(0.25, abs=0.05)
     assert rows["newly_failing"]["noise"]["after"] == pytest.approx(0.25, abs=0.06)
-    assert rows["clean_quality"]["noise"]["change"] < 0
-    assert verdict["noise"]["beyond"]
-    assert verdict["control"] == "clean"
+    assert rows["clean_quality"]["noise"]["change"] < 0 and verdict["noise"]["beyond"] and verdict["control"] == "clean"
     assert "Training on changed inputs helped" in verdict["statement"]
     assert "The improvement in the target modes exceeds the noise floor" in verdict["statement"]
     assert set(verdict["measures"]) == {"clean", "targets", "others"}
     assert all(set(part["measures"]) == MEASURES for part in verdict["measures"].values())
     assert verdict["measures"]["clean"]["pairs"] == 40
     words = verdict["measures"]["targets"]["measures"]["words"]
-    assert (words["before"], words["baselines"]["first two words"]) == (1.0, 2.0)
-    assert words["after"] > 7
-    assert set(words) >= {"control", "noise", "low", "high"}
-    assert verdict["invalid"]["targets"]["value"] == 0.0
+    assert (words["before"], words["baselines"]["first two words"]) == (1.0, 2.0) and words["after"] > 7
+    assert set(words) >= {"control", "noise", "low", "high"} and verdict["invalid"]["targets"]["value"] == 0.0
     assert verdict["invalid"]["others"]["value"] == pytest.approx(2 / 21, abs=0.03)
     failing, counted = (verdict["differences"][f"other_{name}"] for name in ("failure_rate", "not_passing"))
     assert counted["before"] == pytest.approx(failing["before"] + verdict["invalid"]["others"]["value"])
@@ -137,17 +132,13 @@ def test_a_run_that_was_killed_asks_no_model_again(verdict, monkeypatch):
 
 def test_measures_are_means_over_the_same_valid_pairs():
     task, before = texts()
-    assert offers(task, "measure")
-    assert not offers(planted(), "measure")
+    assert offers(task, "measure") and not offers(planted(), "measure")
     before.loc[0, "valid"] = False
-    after = before.assign(output="the river")
-    found = measures(task, before=before, after=after, noise=before)
+    found = measures(task, before=before, after=before.assign(output="the river"), noise=before)
     assert (found.pairs, found.items, found.invalid) == (11, 11, 1)
     words = found.measures["words"]
     assert (words.before, words.after, words.change, words.pairs) == (8.0, 2.0, -6.0, 11)
-    assert words.low < -6.0 < words.high
-    assert words.noise.change == 0.0
-    assert words.baselines == {"first two words": 2.0}
+    assert words.low < -6.0 < words.high and words.noise.change == 0.0 and words.baselines == {"first two words": 2.0}
     referenced = found.measures["in the article"]
     assert referenced.pairs == 5, "an item without a value is left out of all means"
     assert referenced.before == referenced.baselines["first two words"] == 1.0
@@ -156,8 +147,7 @@ def test_measures_are_means_over_the_same_valid_pairs():
 def test_a_measure_without_any_value_has_no_mean():
     task, before = texts(2)
     odd = before.iloc[1:]
-    found = measures(task, before=odd, after=odd)
-    entry = found.measures["in the article"]
+    entry = measures(task, before=odd, after=odd).measures["in the article"]
     assert (entry.before, entry.change, entry.baselines) == (None, None, {"first two words": None})
     nothing = before.iloc[:0]
     assert measures(task, before=nothing, after=nothing) == Measures(pairs=0, items=0, invalid=0, measures={})
@@ -185,8 +175,7 @@ def test_the_summary_counts_what_was_not_judged(verdict):
 
 def test_all_answers_are_kept(verdict):
     out = stage_dir("tiny", "re_evaluate")
-    probes = pd.read_parquet(out / "probes.parquet")
-    asked = probes.groupby("purpose")["model"].agg(set).to_dict()
+    asked = pd.read_parquet(out / "probes.parquet").groupby("purpose")["model"].agg(set).to_dict()
     assert asked["paired"] == asked["clean"] == {"before", "after", "control", "noise"}
     assert asked["search"] == {"before", "after"}
     out = stage_dir("tiny", "conclude")

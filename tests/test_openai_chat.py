@@ -78,9 +78,6 @@ def asked(chat, *users):
     return chat.ask([chat.request("", user, 30) for user in users])
 
 
-# Requests and responses
-
-
 def test_a_request_has_one_message_and_what_settings_add_or_leave_out():
     with served(first_sentence, whole=True) as model:
         chat = endpoint(model.url, settings={"seed": None, "top_p": 0.5})
@@ -200,9 +197,6 @@ def test_a_wrong_block_is_told_before_anything_runs(inputs, changes, told):
         )
 
 
-# Which model it is
-
-
 def build(url, folder, account=None, **changes):
     model = source(url, **changes)
     model.build(folder, folder / "model", GenerationConfig.model_validate(GENERATION), account=account)
@@ -217,9 +211,6 @@ def test_a_model_that_became_another_one_stops_the_next_stage(tmp_path, determin
         name = "tiny-2"
         with pytest.raises(UsageError, match=r"tiny behind .* (answers differently|calls itself tiny-2, and tiny-1)"):
             built.load(tmp_path / "model", Compute()).summarize(["One. Two."])
-
-
-# What it costs
 
 
 def answered(text="A.", prompt=10, completion=2, finish="stop"):
@@ -320,9 +311,6 @@ def test_the_plan_says_tokens_and_money_before_and_after_anything_was_asked(work
         assert f". So far: {bill()}. {cost():.2g} of max_cost 1 is spent" in after
 
 
-# A real server
-
-
 @contextlib.contextmanager
 def serving(folder, log):
     """`transformers serve` for a model folder, as a separate process; yields its base URL."""
@@ -405,8 +393,7 @@ def test_the_base_url_may_end_as_people_write_it(given, posted):
 
 def test_what_a_chat_model_is_sent_of_the_generation_settings(inputs):
     def errors(**changes):
-        context = news_context(inputs)
-        config = {**context.config, "model": block("http://localhost:1")}
+        config = {**news_context(inputs).config, "model": block("http://localhost:1")}
         return Summarization.check(news_context(inputs, config={**config, "generation": GENERATION, **changes}))
 
     assert errors() == []
@@ -450,8 +437,7 @@ def test_answers_are_given_again_until_a_preparation_begins_afresh(tmp_path):
     assert used() == "m 1"
     assert prepared("m", "2") is None  # forced
     assert prepared("n", "3") is None  # another model
-    assert used() == "n 3"
-    assert Account(tmp_path / "bill.jsonl").bill.requests == 5
+    assert used() == "n 3" and Account(tmp_path / "bill.jsonl").bill.requests == 5
 
 
 def test_a_cost_that_nobody_can_count_is_not_promised():

@@ -51,16 +51,12 @@ def inputs(tmp_path):
     return folder
 
 
-# timm
-
-
 def test_weights_of_ones_own_for_timm(inputs):
     net = timm_weights(inputs / "w.pth")
     task = prepared(inputs, {"timm": "resnet10t", "weights": "w.pth", "classes": CLASSES})
     form = task.model.form
     assert (form.shape, form.mean, form.std) == ((3, 32, 32), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    assert "w.pth, content " in form.origin
-    assert "mean and std as timm has them" in form.origin
+    assert "w.pth, content " in form.origin and "mean and std as timm has them" in form.origin
     pixels, logits = answers(task)
     with torch.inference_mode():
         assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
@@ -115,9 +111,6 @@ def test_prefetch_fetches_what_the_audit_names(inputs, monkeypatch):
     assert ImageClassification.prefetch(local) == []
 
 
-# torchvision
-
-
 def test_weights_of_ones_own_for_torchvision(inputs):
     from torchvision import models
 
@@ -131,9 +124,6 @@ def test_weights_of_ones_own_for_torchvision(inputs):
         assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
     plain = prepared(inputs, {"torchvision": "shufflenet_v2_x0_5", "weights": "w.pth"}, FOLDER).model.form
     assert (plain.shape, plain.view.resize, plain.view.interpolation) == ((3, 224, 224), 256, "bilinear")
-
-
-# transformers
 
 
 def test_a_folder_of_transformers(inputs):
@@ -169,9 +159,6 @@ def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, mess
     assert not (inputs / "ran").exists()
 
 
-# Common to all
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -193,8 +180,7 @@ def test_folders_that_libraries_number_differently_want_the_classes_named(tmp_pa
     timm_weights(inputs / "w.safetensors", n=12)
     named = {"timm": "resnet10t", "weights": "w.safetensors"}
     fails(inputs, named, r"prepare\.model\.classes: missing; .*otherwise than timm: class 2 is 10 or 2\)")
-    task = prepared(inputs, {**named, "classes": numbers})
-    assert task.model.form.classes == numbers
+    assert prepared(inputs, {**named, "classes": numbers}).model.form.classes == numbers
 
 
 def test_a_network_of_ones_own_is_repaired(inputs):
@@ -206,8 +192,7 @@ def test_a_network_of_ones_own_is_repaired(inputs):
     record = task.repair(RepairPlan([TargetMode("M1", Region({"rotation": (2,)}))], METHOD, seed=1), out)
     assert record.steps > 0
     repaired = ImageClassification.load(task.context, inputs.parent / "prepare", out)
-    assert not torch.equal(answers(repaired)[1], answers(task)[1])
-    assert repaired.model.form == task.model.form
+    assert not torch.equal(answers(repaired)[1], answers(task)[1]) and repaired.model.form == task.model.form
 
 
 def test_every_source_is_in_the_documentation():
@@ -219,9 +204,6 @@ def test_every_source_is_in_the_documentation():
         named.add(type(parse_source(yaml.safe_load(source), loaders[key], "docs")))
     shipped = {MODEL_LOADERS["package"], DATA_LOADERS["package"], DATA_LOADERS["parquet"]}
     assert named == {*MODEL_LOADERS.values(), *DATA_LOADERS.values()} - shipped
-
-
-# ONNX
 
 
 @pytest.mark.parametrize(
@@ -262,9 +244,6 @@ def test_a_file_of_onnx_that_cannot_be_used(inputs, made, named, message):
     else:
         onnx_network(inputs / "net.onnx", **made)
     fails(inputs, {"onnx": "net.onnx", **named}, message, FOLDER)
-
-
-# Behind HTTP
 
 
 def brightness(form="list"):

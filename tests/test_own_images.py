@@ -28,14 +28,10 @@ def chosen(inputs, classes=CLASSES, *, shape=SHAPE, view=None, seed=1, counts=No
     return choose_items(pool, ItemCounts(**(counts or {"discover": 6})), list(classes), seed, shape, view)
 
 
-# Folders
-
-
 def test_a_folder_of_each_class(tmp_path):
     write_folder(tmp_path / "photos", 10)
     items = chosen(tmp_path, imagefolder="photos", counts={"discover": 9, "repair": 6, "test": 6})
-    assert items["split"].value_counts().to_dict() == {"discover": 9, "repair": 6, "test": 6}
-    assert items["id"].is_unique
+    assert items["split"].value_counts().to_dict() == {"discover": 9, "repair": 6, "test": 6} and items["id"].is_unique
     assert (items["id"].str.partition("/")[0] == items["label"]).all()
     assert all(CLASSES[target] == label for target, label in zip(items["target"], items["label"], strict=True))
     first = items.iloc[0]
@@ -106,11 +102,7 @@ def test_bad_data_is_told_before_anything_runs(tmp_path, block, message):
     (tmp_path / "empty").mkdir()
     striped(0, np.random.default_rng(0)).save(tmp_path / "flat.png")
     errors = ImageClassification.check(own_context(tmp_path, TRAINED, block))
-    assert len(errors) == 1
-    assert message in errors[0]
-
-
-# Labels
+    assert len(errors) == 1 and message in errors[0]
 
 
 def test_labels_that_the_model_does_not_know_are_named(tmp_path):
@@ -128,9 +120,6 @@ def test_labels_are_translated(tmp_path):
         chosen(tmp_path, imagefolder="photos", labels={"stiel": "upright"})
     with pytest.raises(UsageError, match=r"'uprihgt', did you mean 'upright'\?"):
         chosen(tmp_path, imagefolder="photos", labels={"0": "flat", "steil": "uprihgt"})
-
-
-# How they are shown
 
 
 def test_pictures_are_turned_upright(tmp_path):
@@ -158,9 +147,7 @@ def test_all_kinds_of_pictures_become_colour_or_grey(tmp_path, mode):
     striped(0, np.random.default_rng(0)).convert(mode).save(path)
     colour = decode(path, SHAPE, View(resize=16))
     grey = decode(path, (1, 16, 16), View(resize=16))
-    assert colour.shape == SHAPE
-    assert np.abs(colour.mean(0) - grey[0]).max() < 3
-    assert grey.std() > 20
+    assert colour.shape == SHAPE and np.abs(colour.mean(0) - grey[0]).max() < 3 and grey.std() > 20
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
@@ -178,9 +165,6 @@ def test_a_picture_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch)
         Image.new("RGB", (side, side)).save(tmp_path / "a.png")
         with pytest.raises(UnreadablePicture, match=f"a.png is too large: .*{n} pixels"):
             decode(tmp_path / "a.png", SHAPE, View(resize=16))
-
-
-# Lists
 
 
 def write_list(path, rows):
@@ -242,9 +226,6 @@ def test_lines_that_are_none_are_skipped_and_listed(tmp_path):
         chosen(tmp_path, jsonl="all.jsonl")
 
 
-# Data sets of the datasets library
-
-
 def hub_folder(path, names=CLASSES, *, unlabelled=False):
     """A folder of parquet files in the hub's layout: train and validation."""
     import datasets
@@ -273,8 +254,7 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
     both = chosen(tmp_path, **block, split=theirs, counts={"discover": 9, "repair": 9})
     assert (both["id"].str.partition("-")[0] == both["split"].map(theirs)).all()
     shown = np.frombuffer(both.iloc[0]["image"], np.uint8).reshape(SHAPE)
-    picture = striped_of(tmp_path / "bars", both.iloc[0]["id"])
-    assert np.array_equal(shown, picture)
+    assert np.array_equal(shown, striped_of(tmp_path / "bars", both.iloc[0]["id"]))
 
     with pytest.raises(UsageError, match=r"prepare\.data\.image: bars has no 'image'; found picture, kind"):
         chosen(tmp_path, datasets="bars", split="train")
@@ -299,16 +279,12 @@ def striped_of(folder, identity):
     return decode(frame["picture"].iloc[int(row)]["bytes"], SHAPE, View(resize=16))
 
 
-# From a folder to a model
-
-
 def test_a_small_network_is_trained_on_a_folder(tmp_path):
     for seed, (name, n) in enumerate({"train": 60, "discover": 8, "test": 8}.items()):
         write_folder(tmp_path / "photos" / name, n, seed=seed)
     data = {"imagefolder": "photos", "size": 16, "channels": 1}
     context = own_context(tmp_path, {**TRAINED, "epochs": 8}, data)
-    metrics = ImageClassification.prepare(context, tmp_path / "out")
-    assert metrics["clean_accuracy"]["discover"] > 0.8
+    assert ImageClassification.prepare(context, tmp_path / "out")["clean_accuracy"]["discover"] > 0.8
     assert ImageClassification.load(context, tmp_path / "out").model.form.shape == (1, 16, 16)
     with pytest.raises(UsageError, match=r"prepare\.data\.size: missing"):
         ImageClassification.prepare(own_context(tmp_path, TRAINED, {"imagefolder": "photos"}), tmp_path / "out")

@@ -59,8 +59,7 @@ def run(out, model=None, data=None, items=None):
 
 def test_crops_and_weights_arrive(package, tmp_path):
     context, metrics = run(tmp_path)
-    assert metrics["items"] == {"discover": 30}
-    assert metrics["classes"] == 4
+    assert metrics["items"] == {"discover": 30} and metrics["classes"] == 4
     task = ImageClassification.load(context, tmp_path)
     pixels = task.clean(task.rows(["photo_3_3-0"]))
     assert pixels.shape == (1, 3, 32, 32)

@@ -61,9 +61,6 @@ def picture(folder, sampling=QUICK, lora=None):
     return painter.draw(["a red circle", "a blue square"], [0, 1])[0].pixels.tolist()
 
 
-# The model folder
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_kept_as_stored_and_computed_with_as_asked(home, dtype):
     stored = load_file(home / "model" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -72,9 +69,6 @@ def test_weights_are_kept_as_stored_and_computed_with_as_asked(home, dtype):
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert {p.dtype for p in part.parameters()} == {wanted}
     assert torch.equal(pipeline.unet.conv_in.weight, stored["conv_in.weight"].to(wanted))
-
-
-# Folders that are not pipelines to audit
 
 
 def _gone(path):
@@ -135,9 +129,6 @@ def test_weights_that_are_missing_are_not_made_up(inputs):
         DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
 
 
-# Schedulers
-
-
 @pytest.mark.parametrize(
     ("scheduler", "options", "told", "early"),
     [
@@ -153,9 +144,6 @@ def test_a_wrong_scheduler_is_told_before_anything_runs_where_that_can_be(home, 
     assert len(errors) == early and all(re.search(told, line) for line in errors)
     with pytest.raises(UsageError, match=told):
         load_pipeline(home / "model", COMPUTE, sampling)
-
-
-# Repairs
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +165,7 @@ def lora(home):
 
 
 def test_a_repair_is_merged_has_a_hash_of_its_own_and_changes_pictures_the_same_way_each_time(home, lora):
-    repaired = picture(home / "model", lora=lora)
-    assert repaired == picture(home / "model", lora=lora) != picture(home / "model")
+    assert picture(home / "model", lora=lora) == picture(home / "model", lora=lora) != picture(home / "model")
     pipeline = load_pipeline(home / "model", COMPUTE, QUICK, lora=lora)
     assert not [name for name, _ in pipeline.unet.named_parameters() if "lora" in name]
     assert Painter(pipeline, QUICK, COMPUTE).hash not in ("", model_hash(home / "model"))

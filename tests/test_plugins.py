@@ -81,8 +81,7 @@ def test_concepts_and_explorers_of_other_distributions_are_found_by_name(site):
     install(site, "faded-fog", "fog = faded_fog:FOG", plugins.CONCEPTS, text=FOG)
     install(site, "faded-dice", "dice = faded_dice:Dice\nbroken = faded_dice:FOG", plugins.EXPLORERS, text=FOG)
     assert list(with_plugins(IMAGES, ImageConcept)) == [*IMAGES, "fog"]
-    assert list(with_plugins(TEXTS, TextConcept)) == list(TEXTS)
-    assert make_explorer("dice", {}).name == "dice"
+    assert list(with_plugins(TEXTS, TextConcept)) == list(TEXTS) and make_explorer("dice", {}).name == "dice"
     with pytest.raises(UsageError, match=r"no explorer 'dise', found: .*dice, .*did you mean 'dice'"):
         make_explorer("dise", {})
     with pytest.raises(UsageError, match=r"broken \(faded_dice:FOG\) is not a valid explorer, it lacks Settings"):

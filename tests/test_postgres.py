@@ -60,8 +60,7 @@ def test_an_audit_through_it_and_schedules_over_a_restart(database, toys, monkey
     env = {"PREFECT_API_DATABASE_CONNECTION_URL": database}
     with Served(toys, **env) as served:
         run = served.run()
-        assert served.ended(run).name == "Completed"
-        assert toys.executed() == [f"{stage}@tiny" for stage in STAGES]
+        assert served.ended(run).name == "Completed" and toys.executed() == [f"{stage}@tiny" for stage in STAGES]
         with client_of(served.api) as client:
             before = client.read_deployment_by_name("audit/tiny")
         served.process.terminate()

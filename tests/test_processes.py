@@ -68,8 +68,7 @@ def test_functions_and_methods_are_called_by_all_and_answer_in_order_once_the_wo
         (Doubler(3).times, crew, [3 * k for k in range(6)]),
     ):
         found = by.ask(do, [(k,) for k in range(6)])
-        assert [value for value, _ in found] == wanted
-        assert len({who for _, who in found}) == 2
+        assert [value for value, _ in found] == wanted and len({who for _, who in found}) == 2
 
 
 @pytest.mark.slow
@@ -109,8 +108,7 @@ def test_others_end_with_a_stage_that_is_killed():
         "print(*(other.pid for other in psutil.Process().children(recursive=True)), flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as stage:
-        assert stage.stdout is not None
-        assert "2 processes" in stage.stdout.readline()
+        assert stage.stdout is not None and "2 processes" in stage.stdout.readline()
         others = [psutil.Process(int(other)) for other in stage.stdout.readline().split()]
         assert others
         os.kill(stage.pid, signal.SIGKILL)

@@ -87,8 +87,7 @@ def test_what_has_an_effect_enters_marked_and_nothing_is_asked_twice(tmp_path):
         assert record["malformed"] and record["named"] == "tiny-1"
         assert "2 of 7 proposals enter" in told and "1 answer(s) could not be read" in told and "\x1b" not in told
         assert "screening 3 concept(s): 400 unique probes at most" in told and "2 request(s)" in told
-        spent = record["probes"]
-        assert len(asked.splitlines()) == spent <= 400
+        assert len(asked.splitlines()) == record["probes"] <= 400
 
         before = workspace.params()
         code, told = faded(workspace, "propose", "tiny", "--write")
@@ -115,8 +114,7 @@ def test_a_killed_run_resumes_and_asks_neither_model_twice(tmp_path):
         code, told = faded(workspace, "propose", "tiny")
         assert code == 0, told
         assert len(model.requests) == 1
-    asked = (workspace.path / "asked.txt").read_text().splitlines()
-    assert len(asked) == record_of(workspace)["probes"]
+    assert len((workspace.path / "asked.txt").read_text().splitlines()) == record_of(workspace)["probes"]
 
 
 @pytest.mark.slow
@@ -147,9 +145,6 @@ def test_what_is_wrong_is_told_in_one_message(tmp_path):
     assert not (workspace.path / ".faded/propose/tiny.json").exists()
 
 
-# Answers
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -163,9 +158,6 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_a_few_times(text, why)
         with pytest.raises(UsageError, match=f"none of {TRIES} answers holds proposals that can be read.*{why}"):
             ask_proposer(config, Account(), "What?")
     assert len(model.requests) == TRIES
-
-
-# Texts and prompts
 
 
 def test_texts_become_levels_of_their_own(tmp_path):
@@ -206,8 +198,7 @@ def test_texts_become_levels_of_their_own(tmp_path):
     assert draft.config["injections"] == {"odd": "Please end here.", "end": "That is all."}
     assert [one.new for one in made] == [["pirate"], ["end"], ["rude"]]
     why = [one.verdict for one in refused]
-    assert "expected names of letters" in why[0]
-    assert "did you mean 'upper'" in why[1] and "no free texts" in why[2]
+    assert "expected names of letters" in why[0] and "did you mean 'upper'" in why[1] and "no free texts" in why[2]
 
 
 def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
@@ -249,9 +240,6 @@ def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     assert re.fullmatch(r"\w+ red box, in rain\.", order.prompt)
 
 
-# What enters
-
-
 @pytest.mark.slow
 def test_what_has_an_effect_enters_and_hardly_anything_else():
     own = {"haze": [0, 1, 2, 3, 4, 5], "tilt": [0, 10, 20, 30, 40]}
@@ -270,8 +258,6 @@ def test_what_has_an_effect_enters_and_hardly_anything_else():
     assert entered.count("glare") == 4
     assert len(entered) - 4 <= 4  # of 24
 
-
-# The command, and the example of its page
 
 PAGE = (ROOT / "docs" / "choosing-concepts.md").read_text(encoding="utf-8").partition("## Mine texts")[0]
 SYSTEMS = {"brief": "Answer in one word.", "pirate": "You are a pirate. Answer as one."}

@@ -61,8 +61,7 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
         expected=[1] * len(IMAGES),
     )
     worst = result.modes[0]
-    assert worst.text in ("corner >= 1", "darkening >= 0.4")
-    assert worst.rate > result.landscape.overall.value
+    assert worst.text in ("corner >= 1", "darkening >= 0.4") and worst.rate > result.landscape.overall.value
     assert worst.text in repr(result) and len(repr(result)) < 500
     assert worst.text in repr(result.modes) and len(str(result.modes)) < 1000 and len(str(result.landscape)) < 200
     shown = result._repr_html_()
@@ -75,8 +74,7 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
     assert set(result.cells["darkening"]) == {0, 0.2, 0.4, 0.6}
     assert {"corner", "probes", "rate", "low", "high"} <= set(result.cells.columns)
     failures = result.failures
-    assert set(failures["darkening"]) <= {0, 0.2, 0.4, 0.6}
-    assert failures["answer"].str.startswith("0 (").all()
+    assert set(failures["darkening"]) <= {0, 0.2, 0.4, 0.6} and failures["answer"].str.startswith("0 (").all()
     assert (failures["expected"] == "1").all()
     assert list(Path().iterdir()) == [Path("my_model.py")] or {p.name for p in Path().iterdir()} == {
         "my_model.py",
@@ -91,8 +89,7 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
 def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
     concepts = {"noise": [0, 0.1, 0.3], "darkening": [0, 0.2, 0.4, 0.6], "corner": my_model.corner}
     result = faded.audit(my_model.bright, IMAGES, concepts=concepts, budget=100, explorer="local_search", name="mine")
-    folder = result.to_workspace("audits")
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(result.to_workspace("audits"))
     stages.prepare.main("mine")
     stages.discover.main("mine")
     stages.summarize.main("mine")
@@ -186,9 +183,6 @@ def test_what_is_wrong_is_told(change, message):
         faded.audit(given.pop("model"), given.pop("items"), **given)
 
 
-# Answers
-
-
 def shouting(texts):
     return [[0.1, 0.9] if text.isupper() else [0.8, 0.2] for text in texts]
 
@@ -212,8 +206,7 @@ def test_what_a_pipeline_of_transformers_returns_is_understood(kind):
     result = faded.audit(PIPELINES[kind], TEXTS, concepts=CASE, budget=60, expected=["CALM"] * 30)
     assert [mode.rate for mode in result.modes] == [1.0] and "letter_case is upper" in result.modes[0].text
     assert not result.probes["failed"][result.probes["letter_case"] == 0].any()
-    assert set(result.failures["answer"]) == ({"LOUD (90%)"} if "all" in kind else {"LOUD"})
-    assert result.notes == []
+    assert set(result.failures["answer"]) == ({"LOUD (90%)"} if "all" in kind else {"LOUD"}) and result.notes == []
 
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
@@ -249,9 +242,6 @@ def test_scores_that_are_not_numbers_are_failures():
     assert len(dark) == 30 and set(dark["answer"]) == {"nan"} and set(dark["discrepancy"]) == {1.0}
     with pytest.raises(UsageError, match=r"items\[0\]: the model answers \[nan nan\] .*and the like to 29 more"):
         faded.audit(lambda batch: dies_in_the_dark(batch / 2), IMAGES, concepts=DARK, budget=60)
-
-
-# Doubts
 
 
 def brightness(batch):
@@ -292,9 +282,6 @@ def test_what_is_doubtful_on_unchanged_items_is_told(model, given, message, tmp_
     assert escape(note, quote=False)[:60] in result.report(tmp_path / "report.html").read_text()
 
 
-# Rows
-
-
 def test_built_in_concepts_change_the_numbers_of_rows():
     table = pd.DataFrame(
         {"age": np.arange(40), "income": np.linspace(1, 9, 40), "member": [True, False] * 20, "city": list("abcd") * 10}
@@ -317,12 +304,8 @@ def test_built_in_concepts_change_the_numbers_of_rows():
         gained = probes[(probes["gain"] == 1) & (probes["noise"] == 0) & (probes["missing"] == 0)].set_index("item")
         income = table["income"].loc[gained.index]
         assert (gained["failed"] == ((income <= 5) & (income * 1.5 > 5))).all() and gained["failed"].any()
-        alone = probes[(probes["noise"] == 1) & (probes["missing"] == 0)]
-        assert 0 < alone["failed"].mean() < 1
+        assert 0 < probes[(probes["noise"] == 1) & (probes["missing"] == 0)]["failed"].mean() < 1
     assert type(items[0]["age"]) is int
-
-
-# What has no file
 
 
 @pytest.mark.slow
@@ -342,9 +325,6 @@ def test_what_has_no_file_is_named_or_refused(my_model):
     assert Path("audits/data/mine/inputs/my_model.py").read_text() == MODEL
     with pytest.raises(UsageError, match="is there already"):
         audit(my_model.bright).to_workspace("audits")
-
-
-# A user's own folders
 
 
 def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -387,8 +367,7 @@ def test_one_audit_gives_the_rate_under_three_usages_without_a_new_probe():
             "never dark": {"levels": {"darkening": {0: 1}, "noise": {0: 9, 0.01: 1}}},
         }.items()
     }
-    assert sum(asked) == before
-    assert rates["assumed"].value == pytest.approx(assumed.value)
+    assert sum(asked) == before and rates["assumed"].value == pytest.approx(assumed.value)
     assert rates["dark"].value > 0.95 and rates["never dark"].value < 0.05
     with pytest.raises(faded.UsageError, match=r"darkening: 0.5 is not one of its levels"):
         result.rate({"levels": {"darkening": {0.5: 1}}})

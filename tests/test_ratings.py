@@ -46,9 +46,6 @@ def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating):
     assert answer.automatic is not None and np.array_equal(answer.automatic.failed, own.failed)
 
 
-# The report
-
-
 @pytest.mark.parametrize("concepts", [FOUR, (WEATHER,)])
 def test_the_report_shows_both_measures_and_names_as_text(tmp_path, concepts):
     inputs = make_inputs(*concepts)
@@ -82,8 +79,6 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path, concepts):
     write_landscape(tmp_path / "plain.html", **{**inputs, "landscape": table, "summary": summary})
     assert "ratings" not in re.findall(r'<section id="(\w+)"', (tmp_path / "plain.html").read_text(encoding="utf-8"))
 
-
-# params.yaml
 
 FLOW = "audits:\n  a:\n    discrepancy: {threshold: 0.0}   # said why\n    seed: 1\nrepairs: {}\n"
 BLOCK, REST = "audits:\n  a:\n    discrepancy:\n", "    seed: 1\nrepairs: {}\n"

@@ -48,8 +48,7 @@ def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: 
     expected = 10 - 9 * np.interp(x, found.x, found.y)
     assert np.abs(expected - curve(x)).mean() < 0.3
     # Noise of 0.7, rounded to whole points: its mean absolute value is 0.56, and rounding adds a little.
-    assert 0.4 < found.error.value < 0.85
-    assert found.constant.value > 1.5
+    assert 0.4 < found.error.value < 0.85 and found.constant.value > 1.5
     assert found.error.low < found.error.value < found.error.high
 
 
@@ -103,14 +102,10 @@ def test_too_few_ratings_are_said(n: int, items: int, enough: bool) -> None:
     assert enough or f"found {n} of {items}" in said
 
 
-# The scale of ratings
-
-
 def test_bias_is_read_the_other_way_round() -> None:
     scored = [ExampleScore(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
     quality, bias = fit_ratings(people(line), "quality"), fit_ratings(scored, "bias")
-    assert (bias.kind, bias.x) == (quality.kind, quality.x)
-    assert bias.y == pytest.approx(quality.y)
+    assert (bias.kind, bias.x) == (quality.kind, quality.x) and bias.y == pytest.approx(quality.y)
 
 
 @pytest.mark.parametrize(("n", "each"), [(20, 1), (10, 2)])

@@ -39,8 +39,7 @@ class Window:
     def repair_the_rest(self) -> None:
         """Choose repair for modes without a choice, with a reason if one is needed."""
         for n, mode in enumerate(("M1", "M2", "M3")):
-            card = self.page.locator(f'[data-mode="{mode}"]')
-            chosen = card.locator('input[name^="action."]:checked')
+            chosen = self.page.locator(f'[data-mode="{mode}"]').locator('input[name^="action."]:checked')
             if not chosen.count():
                 self.choose(mode, "Repair")
             why = self.page.get_by_label("Why?").nth(n)
@@ -75,8 +74,7 @@ def test_a_file_leads_to_the_page_and_leaves_what_is_open_alone(browser, place):
         w.save()
         page.get_by_role("button", name="Reject").click()
         page.get_by_role("heading", name="Recorded").wait_for()
-    assert [d.approve for d in kept()] == [True]
-    assert [k.decision.approve for k in read_chain("other")] == [False]
+    assert [d.approve for d in kept()] == [True] and [k.decision.approve for k in read_chain("other")] == [False]
 
 
 def test_it_works_by_keyboard_alone(browser, place):
@@ -99,8 +97,7 @@ def test_it_works_by_keyboard_alone(browser, place):
         keys.press("Tab")
         keys.type("by keys")
         keys.press("Tab")
-        assert w.page.evaluate("document.activeElement.textContent") == "Approve the repair"
-        assert kept() == []
+        assert w.page.evaluate("document.activeElement.textContent") == "Approve the repair" and kept() == []
         keys.press("Enter")
         w.page.get_by_role("heading", name="Recorded").wait_for()
         assert w.errors == []
@@ -120,8 +117,7 @@ def test_a_phone_needs_no_sideways_scrolling_and_hostile_text_does_nothing(brows
         assert "<script>alert(1)</script>" in w.page.locator("#mode-1-title").inner_text()
         w.page.get_by_label("Your name").fill("<script>alert(2)</script>")
         w.save()
-        assert "<script>alert(2)</script> approved" in w.page.inner_text("main")
-        assert w.errors == []
+        assert "<script>alert(2)</script> approved" in w.page.inner_text("main") and w.errors == []
 
 
 def test_a_draft_outlives_a_crash_until_it_is_recorded_thrown_away_or_about_another_landscape(browser, place):
@@ -141,8 +137,7 @@ def test_a_draft_outlives_a_crash_until_it_is_recorded_thrown_away_or_about_anot
         w.page.get_by_label("M1.1: quality").select_option("4")
         w.page.reload()
         assert w.page.locator("#draft").inner_text().startswith("Your draft of")
-        assert why.input_value() == "half a thought"
-        assert w.page.get_by_label("M1.1: quality").input_value() == "4"
+        assert why.input_value() == "half a thought" and w.page.get_by_label("M1.1: quality").input_value() == "4"
         w.save("Reject")
         assert w.page.evaluate("localStorage.length") == 1  # that of the other landscape
         assert w.errors == []

@@ -47,8 +47,7 @@ def test_a_link_opens_the_page_once_in_one_browser(place):
     first = ada.client.get(link)
     assert (first.status_code, first.headers["location"]) == (303, "/review/x")
     cookie = first.headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=lax" in cookie
-    assert ada.client.get("/review/x").status_code == 200
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie and ada.client.get("/review/x").status_code == 200
     second = eve.client.get(link)
     assert second.status_code == 403 and "set-cookie" not in second.headers
     assert "This link was already used" in second.text and "faded review x --link" in second.text
@@ -85,8 +84,7 @@ def test_one_link_opens_the_page_of_all_audits_and_theirs(ada):
     opened = ada.client.get(link)
     assert (opened.status_code, opened.headers["location"]) == (303, "/")
     page = ada.client.get("/").text
-    assert "/review/x" in page and "/review/other" in page
-    assert ada.client.get("/review/other").status_code == 200
+    assert "/review/x" in page and "/review/other" in page and ada.client.get("/review/other").status_code == 200
     ada.client.cookies.clear()
     assert ada.client.get(link).status_code == 403
 
@@ -159,8 +157,7 @@ def test_a_form_needs_the_secret_of_its_own_session(place):
     for csrf in ("", "made up", "é", other):
         assert ada.send(fields | {"csrf": csrf}).status_code == 403
     assert ada.send({name: value for name, value in fields.items() if name != "csrf"}).status_code == 403
-    assert kept() == []
-    assert ada.send(fields).status_code == 200
+    assert kept() == [] and ada.send(fields).status_code == 200
 
 
 def test_every_answer_tells_the_browser_to_be_strict(ada):
@@ -170,8 +167,7 @@ def test_every_answer_tells_the_browser_to_be_strict(ada):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'") and "frame-ancestors 'none'" in policy
         assert "http:" not in policy and "*" not in policy and "unsafe-eval" not in policy
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
         assert answer.headers["referrer-policy"] == "same-origin"
     assert "unsafe-inline" not in PAGE_POLICY and "data:" not in PAGE_POLICY.replace("img-src data:", "")
     assert re.findall(r"""\s(?:href|src|action|formaction)=(?!["'](?:/|#|data:))\S*""", html) == []
@@ -203,8 +199,7 @@ def test_nothing_but_its_audits_and_their_reports_is_served(place):
         assert [get(path)[0] for path in ("/", "/review/x", "/review/x/landscape", "/static/review.css")] == [200] * 4
         for path in ELSEWHERE:
             status, text = get(path)
-            assert (path, status) == (path, 404)
-            assert "PlantedTask" not in text and "whole landscape" not in text
+            assert (path, status) == (path, 404) and "PlantedTask" not in text and "whole landscape" not in text
 
 
 def test_a_report_keeps_its_own_policy_and_acts_for_nobody(ada):
@@ -235,8 +230,7 @@ def test_what_a_reviewer_types_comes_back_as_text(ada):
         (fields | {"decision": "reject"}, 200),
     ):
         answer = ada.send(fields_)
-        assert answer.status_code == status
-        assert HOSTILE not in answer.text and "&lt;script&gt;" in answer.text
+        assert answer.status_code == status and HOSTILE not in answer.text and "&lt;script&gt;" in answer.text
     change_landscape()
     assert HOSTILE not in ada.send(fields).text
 
@@ -339,11 +333,9 @@ def test_the_record_of_the_server_is_the_users_alone_and_goes_with_it(place):
         assert links.RECORD.stat().st_mode & 0o777 == 0o600
         record = links.running()
         assert record is not None and record.pid == os.getpid() and record.url == server.url
-        assert links.review_url("x") == f"{server.url}/review/x"
-        assert links.review_url("other") is None
+        assert links.review_url("x") == f"{server.url}/review/x" and links.review_url("other") is None
         link = links.one_time_link("x")
-        assert record.secret not in link and follow(link).status_code == 303
-        assert follow(link).status_code == 403
+        assert record.secret not in link and follow(link).status_code == 303 and follow(link).status_code == 403
         host = httpx.URL(link).host
         assert "token" not in str(links.review_url("x")) and host not in f"{links.review_url('x')} {record}"
         assert re.fullmatch(rf"http://{host}:\d+/review/other\?token=\S+", links.one_time_link("other"))
@@ -372,11 +364,9 @@ def test_a_browser_that_asked_for_nothing_has_to_come_in_anew(ada):
         assert ada.client.get("/review/x").status_code == 200
     session.used = time.monotonic() - security.IDLE_SECONDS
     assert ada.send(fields).status_code == ada.client.get("/review/x").status_code == 403
-    assert ada.served.keys.undecided() == 0 and kept() == []
-    assert form_of(ada.enter())["csrf"] != fields["csrf"]
+    assert ada.served.keys.undecided() == 0 and kept() == [] and form_of(ada.enter())["csrf"] != fields["csrf"]
 
 
 def test_a_form_that_is_too_large_is_refused(ada):
     fields = form_of(ada.enter()) | {"decision": "approve", "reason": "x" * 1_000_001}
-    assert ada.send(fields).status_code == 413
-    assert kept() == []
+    assert ada.send(fields).status_code == 413 and kept() == []

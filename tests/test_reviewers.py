@@ -145,8 +145,7 @@ def test_each_reviewer_has_a_link_of_their_own():
         assert answer.status_code == 200 and f"{name} approved the repair" in answer.text
     assert [(d.reviewer, d.signature.key) for d in kept()] == [(name, key_id_of(line)) for name, line in keys().items()]
     assert standing(load_params(), "x").complete
-    page = someone.client.get("/review/x").text
-    assert f"signed (key <code>{key_id_of(keys()['Bob'])}</code>)" in page
+    assert f"signed (key <code>{key_id_of(keys()['Bob'])}</code>)" in someone.client.get("/review/x").text
 
 
 def test_the_terminal_asks_for_a_name_until_it_is_one_unless_it_is_known(monkeypatch):

@@ -129,8 +129,7 @@ def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place
             future.result(timeout=60)
     assert all_gone(ours)  # DVC too: until it ends it holds what it writes
     toys.toy()
-    assert place.run(job, lambda line: None).outcome == "ran"
-    assert toys.executed() == ["prepare@tiny"] * 2
+    assert place.run(job, lambda line: None).outcome == "ran" and toys.executed() == ["prepare@tiny"] * 2
 
 
 @pytest.mark.slow
@@ -142,8 +141,7 @@ def test_a_cluster_is_ended_where_the_temporary_folder_is_a_link(tmp_path, monke
     with reaped_folder("faded-") as folder:
         process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE)
         process.stdout.readline()
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    assert list((tmp_path / "real").iterdir()) == []
+    assert process.wait(timeout=60) == -signal.SIGKILL and list((tmp_path / "real").iterdir()) == []
 
 
 def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
@@ -163,9 +161,7 @@ def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
 
 def test_a_mask_is_kept_to(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-ab12cd,-1")
-    assert visible_gpus() == ["4", "GPU-ab12cd"]
-    assert visible_gpus(1) == ["4"]
-    assert visible_gpus(3) == ["4", "GPU-ab12cd"]
+    assert visible_gpus() == ["4", "GPU-ab12cd"] and visible_gpus(1) == ["4"] and visible_gpus(3) == ["4", "GPU-ab12cd"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus(2) == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -182,8 +178,7 @@ def test_the_option_comes_before_the_environment_and_that_before_params(toys, mo
     there = chosen_runner(params, "dask=tcp://127.0.0.1:8786")
     assert (there.address, there.gpus, there.remote) == ("tcp://127.0.0.1:8786", None, "store")
     monkeypatch.setenv("FADED_RUNNER", "ray")
-    assert chosen_runner(params, None).kind == "ray"
-    assert chosen_runner(params, "threads").kind == "threads"
+    assert chosen_runner(params, None).kind == "ray" and chosen_runner(params, "threads").kind == "threads"
 
 
 def test_a_wrong_runner_is_refused_with_what_there_is(toys, monkeypatch):
@@ -216,9 +211,6 @@ def test_an_address_where_nobody_answers_and_more_gpus_than_there_are_are_told_a
     ):
         with pytest.raises(error, match=told), open_runner(RunnerConfig(kind=kind, address=address)):
             pass
-
-
-# The whole command
 
 
 @pytest.fixture
@@ -303,8 +295,7 @@ def test_without_its_scheduler_or_head_a_run_ends_as_infrastructure_and_resumes_
         process.kill()
         process.wait()
         assert all_gone([stage]) and all(worker.poll() is None for worker in cluster.workers)
-        assert toys.executed() == ["prepare@a", "discover@a"]
-        assert {span["gpus"] for span in spans(toys)} == {"7"}
+        assert toys.executed() == ["prepare@a", "discover@a"] and {span["gpus"] for span in spans(toys)} == {"7"}
         process = toys.start(*command, **server)
         running("-m stages.discover", toys)
     relatives = family(process)
@@ -312,8 +303,7 @@ def test_without_its_scheduler_or_head_a_run_ends_as_infrastructure_and_resumes_
     head.kill()
     told = toys.path / ".faded-test.log"
     assert process.wait(timeout=200) == Exit.INFRASTRUCTURE, told.read_text()  # Ray itself would end it with 1
-    assert "is gone" in told.read_text() and "Traceback" not in told.read_text()
-    assert all_gone(relatives)
+    assert "is gone" in told.read_text() and "Traceback" not in told.read_text() and all_gone(relatives)
     toys.toy()
     done = toys.faded("audit", "a", "--runner", kind, **server)
     assert done.returncode == 0, done.stdout

@@ -85,8 +85,7 @@ def test_bad_input_is_told_and_nothing_is_written(here):
         (["tiny", "--cron", "0 3 * * 1", "--off"], "use either --cron or --off"),
     ):
         result = CliRunner().invoke(app, ["schedule", *arguments])
-        assert isinstance(result.exception, UsageError)
-        assert told in str(result.exception)
+        assert isinstance(result.exception, UsageError) and told in str(result.exception)
         assert (here / "prefect.yaml").read_text() == before
     (here / "prefect.yaml").unlink()
     with pytest.raises(UsageError, match=r"has no schedule in prefect\.yaml"):
@@ -99,8 +98,7 @@ def test_audits_get_the_deployments_they_lack_and_presets_none(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path / "new")
     assert add_missing(load_params()) == ["tiny", "other"]
     first = Path("prefect.yaml").read_text()
-    assert add_missing(load_params()) == []
-    assert Path("prefect.yaml").read_text() == first
+    assert add_missing(load_params()) == [] and Path("prefect.yaml").read_text() == first
     assert [entry.audit for entry in read_entries()] == ["tiny", "other"]
     entry = set_schedule(load_params(), "tiny-quick", "0 3 * * *")  # requested by name: it gets one
     assert entry == next(e for e in read_entries() if e.audit == "tiny-quick")
@@ -110,10 +108,8 @@ def test_audits_get_the_deployments_they_lack_and_presets_none(tmp_path, monkeyp
 
 
 def test_the_next_start_is_in_the_schedules_zone_and_listed_without_a_server(here):
-    entry = set_schedule(load_params(), "tiny", "0 3 * * 1", "Asia/Kolkata")
-    start = entry.next_start()
-    assert start is not None and start > datetime.now(UTC)
-    assert start.astimezone(UTC).strftime("%a %H:%M") == "Sun 21:30"
+    start = set_schedule(load_params(), "tiny", "0 3 * * 1", "Asia/Kolkata").next_start()
+    assert start is not None and start > datetime.now(UTC) and start.astimezone(UTC).strftime("%a %H:%M") == "Sun 21:30"
     [row] = overview(load_params(), read_entries(), None)
     assert (row.last, row.verdict, row.waits, row.next_start) == ("never", "no verdict yet", "", start)
 
@@ -129,8 +125,7 @@ def test_a_broken_decision_file_costs_the_others_nothing(tmp_path, monkeypatch):
     broken.parent.mkdir(parents=True, exist_ok=True)
     broken.write_text("approve: [")
     tiny, other = overview(load_params(), read_entries(), None)
-    assert str(broken) in tiny.waits
-    assert (other.entry.audit, other.waits) == ("other", "")
+    assert str(broken) in tiny.waits and (other.entry.audit, other.waits) == ("other", "")
 
 
 @pytest.mark.slow
@@ -140,14 +135,12 @@ def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
     params = load_params()
     text = (here / "prefect.yaml").read_text().replace("name: faded   ", "name: taken   ")
     (here / "prefect.yaml").write_text(text.replace("name: tiny", "name: mine"))  # names that only this test uses
-    assert [entry.pool for entry in read_entries()] == ["taken"]
-    assert apply(read_entries()) == []
+    assert [entry.pool for entry in read_entries()] == ["taken"] and apply(read_entries()) == []
     with get_client(sync_client=True) as client:
         pool = client.read_work_pool("taken")
         assert (pool.type, pool.concurrency_limit) == ("process", 1)
         deployment = client.read_deployment_by_name("audit/mine")
-        assert deployment.parameters == {"audits": ["tiny"]}
-        assert deployment.entrypoint == "flows.audit.audit"
+        assert deployment.parameters == {"audits": ["tiny"]} and deployment.entrypoint == "flows.audit.audit"
         assert [schedule.active for schedule in deployment.schedules] == [False]
         assert deployment.pull_steps == [
             {"prefect.deployments.steps.set_working_directory": {"directory": str(here.resolve())}}

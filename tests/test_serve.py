@@ -96,8 +96,7 @@ def test_what_reads_results_and_builds_pages_is_not_imported_until_it_is_needed(
 @pytest.mark.slow
 def test_a_server_that_is_not_there_or_does_not_start_is_told(here):
     done = here.faded("serve", PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert done.returncode == 3
-    assert "http://127.0.0.1:9/api (PREFECT_API_URL) does not answer" in done.stdout
+    assert done.returncode == 3 and "http://127.0.0.1:9/api (PREFECT_API_URL) does not answer" in done.stdout
     done = here.faded("serve", PREFECT_API_DATABASE_CONNECTION_URL="nonsense")
     assert done.returncode == 3 and "did not start, see .faded/logs/prefect-server.log" in done.stdout
     assert Path(".faded/logs/prefect-server.log").read_text()
@@ -108,8 +107,7 @@ def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server, 
     assert served_api() is None
     good = ServerRecord.of(os.getpid(), prefect_server, "faded:x", "x.localhost")
     good.write(RECORD)
-    assert RECORD.stat().st_mode & 0o077 == 0
-    assert served_api() == prefect_server
+    assert RECORD.stat().st_mode & 0o077 == 0 and served_api() == prefect_server
     with monkeypatch.context() as clock:  # it is set forward by a day
         began = psutil.boot_time()
         clock.setattr(psutil._psplatform, "boot_time", lambda: began + 86_400)
@@ -182,12 +180,10 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     assert "Audits:" in told and "tiny" in told
 
     # The same audit twice: the second time nothing has changed, and its message says so.
-    first = served.ended(served.run())
-    assert (first.name, here.executed()) == ("Completed", ALL)
+    assert (served.ended(served.run()).name, here.executed()) == ("Completed", ALL)
     second = served.ended(served.run())
     assert second.name == "Completed" and "nothing changed; last verdict: pass" in second.message
-    assert here.executed() == []
-    assert "completed" in here.faded("schedule").stdout
+    assert here.executed() == [] and "completed" in here.faded("schedule").stdout
 
     # A worker lives only for one run; what it has to report to the server still arrives.
     until(lambda: served.workers() == [], 60, served.log)
@@ -215,9 +211,7 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
         assert len([run for run in client.read_flow_runs() if run.deployment_id is None]) == 1
     processes = served.everyone()
     served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(timeout=60) == 0
-    assert all_gone(processes[1:])
-    assert not (here.path / RECORD).exists()
+    assert served.process.wait(timeout=60) == 0 and all_gone(processes[1:]) and not (here.path / RECORD).exists()
     assert "Traceback" not in served.log.read_text() and "worker" not in served.log.read_text()
 
 
@@ -232,8 +226,7 @@ def test_what_it_runs_dies_with_it_and_what_was_interrupted_goes_on(here, served
     below = [worker, *worker.children(recursive=True)]
     with client_of(served.api) as client:
         client.set_flow_run_state(cancelled, Cancelling())
-    assert served.ended(cancelled).name == "Cancelled"
-    assert all_gone(below)
+    assert served.ended(cancelled).name == "Cancelled" and all_gone(below)
     assert here.executed() == [*BEFORE, "re_evaluate@tiny"]
 
     cut_off = served.run()
@@ -242,8 +235,7 @@ def test_what_it_runs_dies_with_it_and_what_was_interrupted_goes_on(here, served
     assert len(processes) >= 4  # itself, the flow run, dvc, the stage
     served.process.kill()
     served.process.wait()
-    assert all_gone(processes[1:])
-    assert here.executed() == ["re_evaluate@tiny"]
+    assert all_gone(processes[1:]) and here.executed() == ["re_evaluate@tiny"]
     with Served(here) as again:
         assert "was interrupted and resumes" in again.log.read_text()
         running("-m stages.re_evaluate", here)
@@ -259,9 +251,7 @@ def test_what_it_runs_dies_with_it_and_what_was_interrupted_goes_on(here, served
         below = worker.children(recursive=True)
         assert below
         worker.kill()
-        assert all_gone(below)
-        assert again.ended(cut_off).name == "Completed"
-        assert here.executed() == AFTER
+        assert all_gone(below) and again.ended(cut_off).name == "Completed" and here.executed() == AFTER
         assert "the worker ended" in again.log.read_text()
         with client_of(again.api) as client:
             why = [state.message for state in client.read_flow_run_states(cut_off) if state.name == "AwaitingRetry"]
@@ -309,6 +299,5 @@ def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
     with child("worker", ["http.server", "0"], dict(os.environ), subprocess.DEVNULL, records=RECORDS) as process:
         code = "from flows.graph.intact import heal; print(heal())"
         done = here.run([os.fspath(Path(here.env["PATH"].split(os.pathsep)[0]) / "python"), "-c", code])
-        assert done.stdout.strip() == "[]"
-        assert process.poll() is None
+        assert done.stdout.strip() == "[]" and process.poll() is None
     assert end_leftovers(RECORDS) == []

@@ -93,15 +93,13 @@ def test_tables_are_made_in_another_process_once_for_each_version_of_prefect(tmp
         assert not runs
         assert not server._tables_ready(ours, log), "the upgrade failed, so the server has to say why"
         code = 0
-        assert server._tables_ready(ours, log)
-        assert server._tables_ready(ours, log)
+        assert server._tables_ready(ours, log) and server._tables_ready(ours, log)
         assert len(runs) == 2, "a finished database needs nothing"
         (home / "made-by").write_text("2.0")
         assert server._tables_ready(ours, log)
         (home / "prefect.db").write_text("no database")
         assert server._tables_ready(ours, log)
-    assert len(runs) == 4
-    assert (home / "made-by").read_text() == version("prefect")
+    assert len(runs) == 4 and (home / "made-by").read_text() == version("prefect")
 
 
 @pytest.mark.slow
@@ -135,8 +133,7 @@ def test_another_user_gets_no_answer_but_401_from_any_route(server):
 @pytest.mark.slow
 def test_the_credential_is_in_no_command_line_no_log_and_no_file_that_others_read(server, place):
     process = psutil.Process(json.loads(RECORD.read_text())["pid"])
-    assert server.credential not in " ".join(process.cmdline())
-    assert RECORD.stat().st_mode & 0o077 == 0
+    assert server.credential not in " ".join(process.cmdline()) and RECORD.stat().st_mode & 0o077 == 0
     holding = [path for path in Path(".faded").rglob("*") if path.is_file() and server.credential in
                path.read_bytes().decode("latin-1")]  # fmt: skip
     assert holding == [RECORD]
@@ -288,8 +285,7 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     base = f"http://{server.host}:{server.port}"
     context = browser.new_context()
     page = context.new_page()
-    assert page.goto(f"{base}/runs").status == 401
-    assert "faded serve --link" in page.content()
+    assert page.goto(f"{base}/runs").status == 401 and "faded serve --link" in page.content()
     link = prefect_link()
     assert page.evaluate(SOCKET) == "refused"
     failed: list[str] = []
@@ -297,8 +293,7 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     page.goto(link)
     page.goto(f"{base}/runs")
     page.get_by_text(run).first.wait_for(timeout=60_000)
-    assert page.evaluate(SOCKET) == '{"type":"auth_success"}'
-    assert failed == []
+    assert page.evaluate(SOCKET) == '{"type":"auth_success"}' and failed == []
     [cookie] = [one for one in context.cookies() if one["httpOnly"]]  # scripts of Prefect's pages set others
     assert (cookie["domain"], cookie["sameSite"]) == (server.host, "Lax")
     # The same by address: the cookie counts only under its own host name, and not for pages of others.

@@ -42,11 +42,9 @@ def test_shares_divide_items_and_budget_without_rest(items: int, cells: int, bud
     for share in shares:
         assert abs(share.budget - min(budget, items * cells) * len(share.item_ids) / items) < 1
         assert 0 < share.budget <= len(share.item_ids) * cells  # no share has more probes than pairs
-        assert share.enumerated == (budget >= items * cells)
-        assert share.whole == min(budget, items * cells)
+        assert share.enumerated == (budget >= items * cells) and share.whole == min(budget, items * cells)
         assert share.item_ids == [item for item in names if item in set(share.item_ids)]
-    assert len({share.seed for share in shares}) == shards
-    assert divide(names, cells, budget, shards, seed=3) == shares
+    assert len({share.seed for share in shares}) == shards and divide(names, cells, budget, shards, seed=3) == shares
     if items > shards:
         other = divide(names, cells, budget, shards, seed=4)
         assert shards == 1 or [share.item_ids for share in other] != [share.item_ids for share in shares]
@@ -79,8 +77,7 @@ def test_every_pair_is_as_likely_in_the_merged_control_as_in_one_of_the_whole() 
             np.add.at(drawn, (rows, task.concepts.flat(control[["a", "b"]].to_numpy())), 1)
             assert control["uniform"].all()
     chance = 14 / (7 * 4)
-    error = np.sqrt(chance * (1 - chance) / runs)
-    assert np.abs(drawn / runs - chance).max() < 4.5 * error
+    assert np.abs(drawn / runs - chance).max() < 4.5 * np.sqrt(chance * (1 - chance) / runs)
     for share in shares:  # two probes per item in each
         assert drawn[[int(item[1:]) for item in share.item_ids]].sum() == 2 * len(share.item_ids) * runs
 
@@ -95,9 +92,6 @@ def test_auto_chooses_for_the_whole_and_explores_as_what_it_chose() -> None:
         assert found.metrics["agent"]["chosen"] == "model_based"
         named = search_share(task, share, DiscoverConfig(explorer="model_based", budget=600, shards=4))
         pd.testing.assert_frame_equal(found.probes, named.probes)
-
-
-# --- the whole is the sum of its shares
 
 
 def found_by(task, config: DiscoverConfig, ledgers: Path | None = None) -> list[ShareResult]:
@@ -121,8 +115,7 @@ def test_what_is_merged_is_what_was_found(parts) -> None:
     assert list(result.probes) == list(whole.probes) and result.probes.dtypes.equals(whole.probes.dtypes)
     for role, numbers in result.metrics.items():
         mine = result.probes[result.probes["role"] == role]
-        assert numbers["budget"] == numbers["probes"] == len(mine) == 601
-        assert mine["order"].tolist() == list(range(601))
+        assert numbers["budget"] == numbers["probes"] == len(mine) == 601 and mine["order"].tolist() == list(range(601))
         assert not mine.duplicated(["item", *space.names]).any()
         assert numbers["failures"] == mine["failed"].sum() == sum(numbers["shard_failures"])
         assert numbers["failing_cells"] == len(mine.loc[mine["failed"], space.names].drop_duplicates())
@@ -167,9 +160,6 @@ def test_a_share_that_was_killed_ends_as_it_would_have(parts, tmp_path) -> None:
     pd.testing.assert_frame_equal(merge_shares(found_by(again, config, tmp_path), task.concepts).probes, whole)
     asked_once = {Key(*key) for key, _ in ledger_answers(whole, task.concepts)}
     assert again.queries == len(asked_once) - known
-
-
-# --- parts on disk
 
 
 @pytest.fixture
@@ -222,8 +212,7 @@ def test_a_probe_in_two_shares_counts_once(parts) -> None:
     space = make_task().concepts
     twice = replace(parts[0], probes=pd.concat([parts[0].probes, parts[1].probes.head(5)], ignore_index=True))
     result = merge_shares([twice, *parts[1:]], space)
-    assert len(result.probes) == 1202
-    assert sum(result.metrics["agent"]["shard_probes"]) == 601
+    assert len(result.probes) == 1202 and sum(result.metrics["agent"]["shard_probes"]) == 601
     other = parts[1].probes.head(1).assign(discrepancy=np.float32(0.123))
     lying = replace(parts[0], probes=pd.concat([parts[0].probes, other], ignore_index=True))
     with pytest.raises(UsageError, match="two shares answer the same probe of item 'i"):

@@ -73,10 +73,8 @@ def test_too_many_exclusions_are_an_error_that_names_the_first(tmp_path):
 
 def test_articles_are_cut_to_whole_sentences_and_it_is_told_which(tmp_path):
     text = "One two three. Four five! Mr. Six said: seven? Eight."
-    assert trim(text, 5) == "One two three. Four five!"
-    assert trim(text, 8) == "One two three. Four five!"
-    assert trim(text, 9) == "One two three. Four five! Mr. Six said: seven?"
-    assert trim(text, 99) == text
+    assert trim(text, 5) == "One two three. Four five!" and trim(text, 8) == "One two three. Four five!"
+    assert trim(text, 9) == "One two three. Four five! Mr. Six said: seven?" and trim(text, 99) == text
     assert trim(text, 2) == ""
     whole, long = articles(2)
     taken, _ = load_lines(tmp_path, [{"body": f" {whole}\n"}, {"body": f"{long} {long}"}])
@@ -104,8 +102,7 @@ def test_articles_of_a_package(package, tmp_path):
     taken, skipped = both.load(tmp_path)
     assert skipped == []
     assert [a.id for a in taken] == [*(f"test-few-{i}" for i in (1, 2, 3)), *(f"many-{i}" for i in range(1, 7))]
-    assert {a.pool for a in taken[:3]} == {"test"}
-    assert taken[0].text.endswith("It cost £5.")
+    assert {a.pool for a in taken[:3]} == {"test"} and taken[0].text.endswith("It cost £5.")
     items = choose_items(taken, ItemCounts(discover=3, repair=3, test=3), seed=1)
     assert set(items.loc[items["split"] == "test", "id"]) == {"test-few-1", "test-few-2", "test-few-3"}
     # Two files of one name are told apart.
@@ -128,5 +125,4 @@ def test_bad_blocks(tmp_path, block, message):
     (tmp_path / "there.jsonl").touch()
     (tmp_path / "there").mkdir()
     errors = source_errors(block, DATA_LOADERS, "prepare.data", tmp_path)
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert len(errors) == 1 and message in errors[0]

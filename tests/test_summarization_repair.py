@@ -111,9 +111,6 @@ def example(task, cell=(1, 1), **said):
     return RatedExample("M1", task.items.ids("discover")[0], cell, "The bridge opens. It", **said)
 
 
-# The adapter
-
-
 @pytest.fixture(scope="module")
 def repaired(home, tmp_path_factory):
     """A repair, its record, and the task it was made with."""
@@ -130,16 +127,14 @@ def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
     assert (record.method, record.steps, list(record.curve["step"])) == ("lora", 25, list(range(1, 26)))
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
     after = task.summarizer.model.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_the_adapter_reads_back_and_differs_from_its_base(repaired, home):
     task, out, _, _ = repaired
     loaded = Summarization.load(task.context, home / "prepare", out)
     asked = lessons(task, plan(), steps=1)
-    assert loaded.summarizer.hash != task.summarizer.hash
-    assert load_form(out).base == task.summarizer.hash
+    assert loaded.summarizer.hash != task.summarizer.hash and load_form(out).base == task.summarizer.hash
     names = json.loads((out / "adapter_config.json").read_text())["target_modules"]
     assert names == sorted(names), "the same bytes in every process"
     assert not torch.allclose(token_logits(loaded.summarizer, asked), token_logits(task.summarizer, asked), atol=0.05)
@@ -276,9 +271,6 @@ def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_pa
         SummaryRepair(method="full", rank=4)
 
 
-# Preferences
-
-
 def test_a_preference_is_learnt(task):
     settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=1e-2, replay=0.0))
     learner = copy.copy(task.summarizer)
@@ -289,8 +281,7 @@ def test_a_preference_is_learnt(task):
     curve = training.run("test")
     with torch.no_grad():
         assert training.margins(give(0)).min() > 0.5
-    assert curve["loss"].iloc[0] == pytest.approx(np.log(2), abs=1e-6)
-    assert curve["loss"].iloc[-1] < 0.5
+    assert curve["loss"].iloc[0] == pytest.approx(np.log(2), abs=1e-6) and curve["loss"].iloc[-1] < 0.5
 
 
 def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task):
@@ -320,8 +311,7 @@ def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task):
 def test_what_the_model_says_where_it_fails_is_rejected(task):
     _, pairs, _ = lessons_of(task, plan(**PREFER))
     answer = task.probe([pair.item for pair in pairs], np.array([pair.cell for pair in pairs]))
-    assert [pair.rejected for pair in pairs] == answer.outputs
-    assert answer.failed.all()
+    assert [pair.rejected for pair in pairs] == answer.outputs and answer.failed.all()
     assert all(UPPER.region.contains(task.concepts, np.array([pair.cell for pair in pairs])))
 
 
@@ -331,9 +321,6 @@ def test_a_clean_control_is_given_the_same_preferences_in_the_same_order(task):
     assert [lesson[1:] for lesson in clean] == [lesson[1:] for lesson in given]
     assert {lesson.article for lesson in clean} <= set(task.items.table["article"])
     assert any(lesson.article.isupper() for lesson in given)
-
-
-# What the repair learns from
 
 
 def test_lessons_are_changed_by_the_target_modes_and_partly_replayed(task):
@@ -356,8 +343,7 @@ def test_people_teach_corrected_and_praised_answers(task):
     assert taught == ["A bridge opens in March.", "The bridge opens."]
     article = task.changed([said[0].item], np.array([[1, 1]]))[0]
     given = [a for a, summary, _ in lessons(task, asked, steps=4) if summary == taught[0]]
-    assert given
-    assert all(a.isupper() and sorted(a) == sorted(article) for a in given)
+    assert given and all(a.isupper() and sorted(a) == sorted(article) for a in given)
 
 
 SAID = ["A bridge opens in Perth. It was", "Talks failed.", "Two men were arrested in Perth.", "Never", "Yes."]
@@ -408,14 +394,12 @@ def test_without_pairs_that_must_pass_lessons_are_what_they_were_before_there_we
 
 
 def test_a_summary_to_keep_is_preferred_to_one_with_an_error(task, passing, tmp_path, unread):
-    asked = with_pairs(plan(method="dpo", rejected="falsified", steps=2), passing)
-    record = task.repair(asked, tmp_path)
+    record = task.repair(with_pairs(plan(method="dpo", rejected="falsified", steps=2), passing), tmp_path)
     told = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     kept = [one for one in told if one["cell"] == [1, 1]]
     assert [one["summary"] for one in kept] == ["A bridge opens in Perth.", SAID[2]]
     assert all(one["rejected"] not in (None, one["summary"]) for one in kept)
-    assert record.details["must_pass_learnt"] == 2
-    assert "summaries of 2 pair(s)" in (tmp_path / "README.md").read_text()
+    assert record.details["must_pass_learnt"] == 2 and "summaries of 2 pair(s)" in (tmp_path / "README.md").read_text()
 
 
 def own_summaries(task, texts):
@@ -427,8 +411,7 @@ def own_summaries(task, texts):
 def test_own_summaries_are_trimmed_and_filtered(task):
     unusable = ["A fire broke out in the", "Yes.", "", "The men were the men were the men were the men were."]
     own_summaries(task, ["The bridge opens in March. It was", *unusable, "Talks have failed."])
-    asked = plan(targets="own")
-    pairs = pairs_of(task, asked)
+    pairs = pairs_of(task, plan(targets="own"))
     assert [pair.summary for pair in pairs] == ["The bridge opens in March.", "Talks have failed."]
     strict = plan(targets="own", min_faithfulness=min(p.faithfulness for p in pairs) + 1e-6)
     assert len(pairs_of(task, strict)) == 1
@@ -455,13 +438,8 @@ def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
     # A kill in the middle of the second batch: its line is cut in half.
     first, second = (tmp_path / "draws.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "draws.jsonl").write_text(first + second[:9])
-    assert pairs_of(task, asked) == pairs
-    assert drawn[2:] == [(2, 11)]
-    assert pairs_of(task, asked) == pairs
+    assert pairs_of(task, asked) == pairs and drawn[2:] == [(2, 11)] and pairs_of(task, asked) == pairs
     assert len(drawn) == 3
-
-
-# What cannot be repaired
 
 
 def test_a_repair_needs_items_modes_and_references(task, tmp_path):
@@ -492,18 +470,13 @@ def test_settings_without_effect_are_errors(task, settings, complaint, tmp_path)
     assert any(complaint in line for line in Summarization.check_repair(task.context, settings))
 
 
-# Normalisation
-
-
 def test_normalise_repairs_upper_case_without_training(task, home, tmp_path):
     asked = RepairPlan([UPPER], {"method": "normalise", "normalise": ["letter_case"]}, 7)
     record = task.repair(asked, tmp_path / "out")
-    assert record.steps == 0
-    assert record.details == {"items": 6, "undone": {"M1": 1.0}, "clean_articles_changed": 0}
+    assert record.steps == 0 and record.details == {"items": 6, "undone": {"M1": 1.0}, "clean_articles_changed": 0}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "faded.json"]
     loaded = Summarization.load(task.context, home / "prepare", tmp_path / "out")
-    ids = task.items.ids("test")
-    shout = task.changed(ids, np.tile([1, 0], (2, 1)))
+    shout = task.changed(task.items.ids("test"), np.tile([1, 0], (2, 1)))
     assert loaded.answers(shout) == task.summarizer.summarize([normaliser(["letter_case"])(text) for text in shout])
     assert loaded.answers(shout) != task.answers(shout)
     assert "letter_case" in (tmp_path / "out" / "README.md").read_text()
@@ -548,8 +521,7 @@ def test_each_normalisation_undoes_its_change(name, changed, undone):
         assert found == undone
         return
     words, wanted = found.split(), CLEAN.split()
-    assert np.mean([a == b for a, b in zip(words, wanted, strict=True)]) >= 0.85
-    assert words[0] == "Police"
+    assert np.mean([a == b for a, b in zip(words, wanted, strict=True)]) >= 0.85 and words[0] == "Police"
     assert "I'm" in words
 
 
@@ -557,5 +529,4 @@ def test_each_normalisation_undoes_its_change(name, changed, undone):
 def test_normalisations_leave_clean_articles_alone(name, task):
     undo = normaliser([name])
     for text in (CLEAN, "", "x", *task.items.table["article"]):
-        assert undo(text) == text
-        assert undo(undo(text.upper())) == undo(text.upper())
+        assert undo(text) == text and undo(undo(text.upper())) == undo(text.upper())

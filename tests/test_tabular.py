@@ -74,8 +74,7 @@ def test_rows_are_shown_with_known_answers_without_the_model(task):
 def test_the_neutral_cell_leaves_rows_as_they_are_and_strong_levels_make_it_fail(task):
     ids = task.items.ids("discover")
     at, rows = task.changed(ids, np.tile(task.concepts.neutral, (len(ids), 1)))
-    assert rows.equals(task.rows.iloc[at].reset_index(drop=True))
-    assert task.clean_quality("discover").values.mean() > 0.9
+    assert rows.equals(task.rows.iloc[at].reset_index(drop=True)) and task.clean_quality("discover").values.mean() > 0.9
     assert task.probe(ids, np.tile([2, 2, 1, 1], (len(ids), 1))).failed.mean() > 0.3
 
 
@@ -97,8 +96,7 @@ def test_a_model_is_kept_without_a_pickle_and_another_one_is_refused(prepared, t
     assert sorted(path.name for path in (prepared / "model").iterdir()) == ["model.json", "rows.parquet"]
     shutil.copytree(prepared, tmp_path / "copy")
     path = tmp_path / "copy" / "model" / "model.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps({**about, "settings": {"C": 0.001}}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"C": 0.001}}))
     with pytest.raises(UsageError, match="fitted again, this logistic_regression answers otherwise"):
         TabularClassification.load(context(), tmp_path / "copy")
 
@@ -155,8 +153,7 @@ def test_a_repair_goes_part_of_the_way_from_the_model_under_test_to_what_was_fit
         assert np.allclose(np.exp(found).sum(1), 1)
         margins.append(found[:, 0] - found[:, 1])
     start, quarter, half, end = margins
-    assert np.abs(end - start).max() > 0.1
-    assert np.allclose(quarter, 0.75 * start + 0.25 * end, atol=1e-6)
+    assert np.abs(end - start).max() > 0.1 and np.allclose(quarter, 0.75 * start + 0.25 * end, atol=1e-6)
     assert np.allclose(half, 0.5 * start + 0.5 * end, atol=1e-6)
     for share, whole in (("0.0", prepared / "model"), ("1.0", repaired)):
         for path in whole.iterdir():

@@ -61,9 +61,6 @@ def is_subsequence(part: list[str], whole: list[str]) -> bool:
     return all(word in rest for word in part)
 
 
-# The grid
-
-
 def test_wrong_concepts_and_levels_are_named_with_what_was_meant():
     typos, cases = [0, 2, "much", True, float("nan")], ["as_is", "uper"]
     errors = check_text_concepts({"tipos": [0], "typos": typos, "letter_case": cases, "word_order": [-1]})
@@ -88,14 +85,10 @@ def test_libraries_that_are_not_installed_are_named_beforehand(monkeypatch):
         change("Nobody believes it.", misspellings=1)
 
 
-# What holds for every concept
-
-
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_neutral_leaves_every_bit_and_a_strong_level_does_not(name):
     transforms = TextTransforms(text_space({name: [CATALOGUE[name].neutral, STRONG[name]]}), seed=0)
-    assert transforms(ARTICLE, "a1", np.array([0])) == ARTICLE
-    assert transforms(ARTICLE, "a1", np.array([1])) != ARTICLE
+    assert transforms(ARTICLE, "a1", np.array([0])) == ARTICLE and transforms(ARTICLE, "a1", np.array([1])) != ARTICLE
 
 
 @pytest.mark.parametrize("text", [ARTICLE, *ODD])
@@ -125,8 +118,7 @@ REWRITING = ["number", "synonyms", "misspellings", "typos", "swap_characters", "
 @pytest.mark.parametrize("name", [*REWRITING, "tense"])
 def test_a_stronger_level_rewrites_the_words_of_a_weaker_one_and_more(name):
     touched = [differing(ARTICLE, change(ARTICLE, **{name: level})) for level in (0.05, 0.2, 0.5, 0.8, 1)]
-    assert all(weak <= strong for weak, strong in pairwise(touched))
-    assert len(touched[0]) < len(touched[-1])
+    assert all(weak <= strong for weak, strong in pairwise(touched)) and len(touched[0]) < len(touched[-1])
 
 
 LEAVING_OUT = ["drop_stop_words", "drop_adjectives", "drop_verbs", "drop_nouns", "delete_words", "delete_characters"]

@@ -96,9 +96,6 @@ def shown(album, words, lesson):
     return [words.attributes[n][v] for n, v in zip(words.names, album.shows[lesson.picture], strict=True)]
 
 
-# What pictures show, and what prompts may say about them
-
-
 @pytest.mark.parametrize(
     ("region", "colour", "background", "strictly", "inside"),
     [
@@ -110,9 +107,6 @@ def shown(album, words, lesson):
 def test_a_picture_belongs_to_a_region_whose_words_are_true_of_it(region, colour, background, strictly, inside):
     words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
     assert words.inside(Region(region), np.array([[colour, background]]), strictly=strictly).tolist() == [inside]
-
-
-# The lessons
 
 
 def test_aimed_lessons_show_a_target_and_say_nothing_that_is_not_true(task):
@@ -135,8 +129,7 @@ def test_replayed_lessons_are_of_no_target(task):
 
 def test_severity_weights_the_targets_and_a_control_learns_as_many_pictures_of_everything(task):
     learnt, album, words = lessons(task, plan([RED_ON_BLACK, BLUE], replay=0.0))
-    blue = np.mean([shown(album, words, lesson)[0] == "blue" for lesson in learnt])
-    assert 0.65 < blue < 0.85
+    assert 0.65 < np.mean([shown(album, words, lesson)[0] == "blue" for lesson in learnt]) < 0.85
     control, album, words = lessons(task, plan(control="as_used"))
     assert len(control) == len(learnt)
     assert {tuple(shown(album, words, lesson)) for lesson in control} == {(c, g) for c in COLOURS for g in GROUNDS}
@@ -158,11 +151,7 @@ def test_a_folder_of_ones_own_is_learnt_beside_the_pictures_of_the_audit(task, h
     asked = plan(sources={"pictures": 1, "folder": 3}, folder={"imagefolder": "mine"}, replay=0.0)
     learnt, album, _ = lessons(task, asked)
     own = [lesson.caption for lesson in learnt if album.table["source"][lesson.picture] == "folder"]
-    assert set(own) == {"my own red box"}
-    assert 0.65 < len(own) / len(learnt) < 0.85
-
-
-# Its own drawings
+    assert set(own) == {"my own red box"} and 0.65 < len(own) / len(learnt) < 0.85
 
 
 def judging(monkeypatch, task, change):
@@ -184,8 +173,7 @@ def lenient(task, monkeypatch):
 
 
 def test_own_drawings_are_learnt_under_their_prompts_where_the_judge_finds_them_right(lenient):
-    asked = plan(sources={"own": 1}, samples=16, replay=0.25)
-    learnt, album, _ = lessons(lenient, asked)
+    learnt, album, _ = lessons(lenient, plan(sources={"own": 1}, samples=16, replay=0.25))
     assert album.counts == {"own": 8, "own_drawn": 16, "own_accepted": 8, "own_praised": 0}
     assert {lesson.caption for lesson in learnt} <= set(album.table["text"])
     aimed = {lesson.caption for lesson in learnt if not lesson.replayed}
@@ -215,16 +203,12 @@ def test_what_was_right_of_pairs_that_must_pass_is_learnt_and_changes_no_other_l
 def test_a_pair_that_must_pass_and_was_never_right_is_not_learnt_and_one_takes_no_more_than_its_place(
     task, monkeypatch
 ):
-    pair = Pair(task.items.ids("test")[0], [2, 1])
-    asked = dataclasses.replace(plan(batch_size=8), must_pass=[pair])
+    asked = dataclasses.replace(plan(batch_size=8), must_pass=[Pair(task.items.ids("test")[0], [2, 1])])
     judging(monkeypatch, task, lambda n: {"alignment": 0.9, "right": {"colour": n == 1}})
     learnt, album, _ = lessons(task, asked)
     assert sum(lesson.picture >= len(album.table) for lesson in learnt) == 30, "its one right picture, in each step"
     judging(monkeypatch, task, lambda _: {"right": {"colour": False}})
     assert lessons(task, asked)[0] == lessons(task, plan(batch_size=8))[0]
-
-
-# The adapter
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +224,10 @@ def repaired(loaded, tmp_path_factory):
 
 def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
     task, _, record, before = repaired
-    assert (record.method, record.steps) == ("lora", 20)
-    assert list(record.curve["step"]) == list(range(1, 21))
+    assert (record.method, record.steps) == ("lora", 20) and list(record.curve["step"]) == list(range(1, 21))
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
     after = task.painter.pipeline.unet.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, home):
@@ -320,9 +302,6 @@ def trained(pipeline, **settings):
     return training
 
 
-# Pairs
-
-
 def pairs_of(task, asked):
     return PicturePairs(
         task, asked, checked(TextToImageRepair, asked.settings, "restructure.settings"), vocabulary(task)
@@ -382,8 +361,7 @@ def test_pictures_get_more_like_the_better_ones():
     pipeline = tiny()
     training = dpo_training(pipeline, steps=60, rank=8, learning_rate=1e-2, beta=100)
     losses = training.run("test")["loss"]
-    assert losses.tail(10).mean() < 0.8 * np.log(2)
-    assert (redness(training.repaired()) > redness(pipeline)).mean() > 0.9
+    assert losses.tail(10).mean() < 0.8 * np.log(2) and (redness(training.repaired()) > redness(pipeline)).mean() > 0.9
 
 
 def test_a_killed_repair_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch):
@@ -440,9 +418,6 @@ def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_bac
     noisy = torch.randn(2, 4, 8, 8)
     with torch.inference_mode():
         assert torch.equal(pipeline.unet(noisy, 5, **asked).sample, training.unet(noisy, 5, **asked).sample)
-
-
-# What cannot be repaired, and repairs that were changed on disk
 
 
 def test_a_pipeline_without_a_unet_that_reads_latents_alone_is_refused():

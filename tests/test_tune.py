@@ -40,8 +40,7 @@ def test_the_fastest_that_may_be_taken_is_recommended(dtype, others, allow, expe
 def test_a_model_behind_http_is_not_asked_thousands_of_times(tmp_path):
     audit = quick_audit()
     audit["prepare"] = {**audit["prepare"], "model": {"endpoint": "http://127.0.0.1:1/"}}
-    workspace = make_workspace(tmp_path / "ws", {"tiny": audit}, {})
-    code, said = faded(workspace, "tune", "tiny")
+    code, said = faded(make_workspace(tmp_path / "ws", {"tiny": audit}, {}), "tune", "tiny")
     assert code == 2, said
     assert "audits.tiny has a model behind HTTP" in said
 
@@ -111,8 +110,7 @@ def test_every_backend_and_dtype_is_measured_in_one_run_and_what_cannot_run_is_t
     by_name = {c.name: c for c in tuning.choices}
     assert set(by_name) == {"eager float32", "eager bfloat16"}
     assert by_name["eager float32"].far < 1e-5 and by_name["eager float32"].changed == 0
-    assert 1e-4 < by_name["eager bfloat16"].far < 1
-    assert all(len(c.passes) == 1 and c.memory > 0 for c in tuning.choices)
+    assert 1e-4 < by_name["eager bfloat16"].far < 1 and all(len(c.passes) == 1 and c.memory > 0 for c in tuning.choices)
     assert all(set(c.tried) == {8, 16} for c in tuning.choices if c.tried)
     assert set(tuning.impossible) == {"compile float32", "compile bfloat16"}
     assert all("no-such-compiler" in why for why in tuning.impossible.values())
@@ -139,9 +137,7 @@ def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
         before = load_params().audit("tiny").compute
     code, said = faded(workspace, "tune", "tiny", "--write")
     assert code == 0, said
-    assert "prepare@tiny is not up to date, so it runs first" in said
-    assert "eager float32 (now)" in said
+    assert "prepare@tiny is not up to date, so it runs first" in said and "eager float32 (now)" in said
     after = yaml.safe_load((workspace.path / "params.yaml").read_text())["audits"]["tiny"]["compute"]
-    assert set(after) == {"device", "threads", "batch_size", "gpus"}
-    assert after["batch_size"] == 64 > before.batch_size
+    assert set(after) == {"device", "threads", "batch_size", "gpus"} and after["batch_size"] == 64 > before.batch_size
     assert "written to params.yaml" in said

@@ -56,9 +56,6 @@ def compare(found: list[Shares], truth: dict[str, list[float]]) -> None:
         assert one.smoothed.min() > 0
 
 
-# Estimates from simulated production inputs with known shares
-
-
 def test_shares_of_darker_blurred_and_noisy_digits_are_found():
     from sklearn.datasets import load_digits
 
@@ -122,8 +119,7 @@ def test_shares_of_capitals_and_typos_are_found_in_a_file_of_texts(tmp_path):
     task = Articles(levels, articles(80))
     truth = {"typos": [0.7, 0.2, 0.1], "letter_case": [0.8, 0.05, 0.15]}
     others = Articles(levels, articles(300, seed=1))
-    cells = drawn(task.concepts, truth, 300, np.random.default_rng(1))
-    said = others.written(list(others.texts), cells)
+    said = others.written(list(others.texts), drawn(task.concepts, truth, 300, np.random.default_rng(1)))
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"id": 1, "question": text}) + "\n" for text in said))
     found, inputs = QuestionReader(task, None).estimate(tmp_path / "asked.jsonl", 0)
     assert inputs == 300
@@ -199,9 +195,6 @@ def test_shares_of_drift_and_missing_values_are_found_in_a_table(tmp_path):
     compare(found, truth)
 
 
-# Files of production inputs
-
-
 def test_what_is_wrong_with_a_file_is_told(tmp_path):
     for name, content, column, told in (
         ("a.doc", "x", None, r"a\.doc: expected a file that ends in \.txt, \.csv"),
@@ -211,9 +204,6 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(UsageError, match=told):
             read_texts(tmp_path / name, column, ["text"], [])
-
-
-# The command
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +238,7 @@ def test_measured_shares_are_printed_and_written(stripes):
     (folder / "broken.png").write_bytes(b"no picture")
     code, said = faded(stripes, "usage", "stripes", "--from", folder)
     assert code == 0, said
-    assert "60 inputs of inbox" in said
-    assert "left out: 1, the first: broken.png is not a readable image" in said
+    assert "60 inputs of inbox" in said and "left out: 1, the first: broken.png is not a readable image" in said
     assert "no measure, so these keep what is stated or assumed: rotation" in said
     assert params.read_text() == before, "nothing is written without --write"
     code, said = faded(stripes, "usage", "stripes", "--from", folder, "--write")
@@ -259,8 +248,7 @@ def test_measured_shares_are_printed_and_written(stripes):
     assert measured["inputs"] == 60 and measured["source"] == "inbox"
     assert set(measured["worth"]) <= set(usage["levels"]) - {"rotation"} and 20 < measured["worth"]["darkening"] <= 60
     assert usage["levels"]["rotation"] == {0: 9, 30: 1}
-    assert usage["levels"]["darkening"][0.8] == pytest.approx(1 / 3, abs=0.03)
-    assert "changes" not in usage
+    assert usage["levels"]["darkening"][0.8] == pytest.approx(1 / 3, abs=0.03) and "changes" not in usage
     code, said = faded(stripes, "usage", "stripes")
     assert code == 0, said
     assert "measured on 60 inputs, inbox" in said
@@ -283,8 +271,6 @@ def test_what_cannot_be_measured_is_told(stripes, arguments, told):
     assert code == 2, said
     assert told in " ".join(said.split())
 
-
-# What the number of inputs does to rates
 
 GRID = ConceptSpace([Concept("darkening", (0, 1, 2), neutral=0), Concept("blur", (0, 1), neutral=0)])
 CELLS = np.array([(dark, blur) for dark in range(3) for blur in range(2)])
@@ -323,8 +309,6 @@ def test_intervals_in_use_hold_what_a_usage_measured_on_few_inputs_may_be_off():
     ]
     assert widths[0].value == widths[1].value and widths[1].low < widths[0].low
 
-
-# params.yaml
 
 TEXT = """audits:
   one:

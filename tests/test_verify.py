@@ -227,9 +227,6 @@ def test_a_landscape_whose_gate_was_made_to_pass_is_told(workspace, tmp_path):
     assert "report@other" in told["parameters"] and "max_failure_rate" in told["parameters"]
 
 
-# A model at hand
-
-
 def test_the_model_at_hand_is_named_or_refused(bundle, members, workspace, tmp_path):
     home = workspace.path / DATA
     repaired = home / "restructure/models/repaired"
@@ -297,9 +294,6 @@ def test_a_folder_that_never_ends_is_told(bundle, workspace, tmp_path):
         verify_bundle(tmp_path / "nowhere.zip")
 
 
-# What is printed
-
-
 def test_what_a_bundle_says_does_not_control_the_terminal(bundle, members, tmp_path):
     changed = dict(members)
     in_json(MANIFEST, lambda manifest: manifest.update(versions={"faded": "\x1b[2J[red]9\x1b[1A"}))(changed)
@@ -313,9 +307,6 @@ def test_what_a_bundle_says_does_not_control_the_terminal(bundle, members, tmp_p
     show_bundle(console, Bundle(bundle, members, manifest))
     assert {c for c in out.getvalue() if not c.isprintable()} == {"\n"}
     assert r"\x1b[2J[red]9\x1b[1A" in out.getvalue() and r"\x1b[2Kall holds\r\x07" in out.getvalue()
-
-
-# What no bundle is like
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
