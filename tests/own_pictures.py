@@ -85,7 +85,7 @@ def cached_repository(cache: Path, name: str) -> Path:
     return cache / name / "snapshots" / COMMIT
 
 
-def tiny_vit(folder: Path) -> Any:
+def tiny_vit(folder: Path, classes: list[str] = CLASSES) -> Any:
     """A ViT of transformers with its preprocessor_config.json, as save_pretrained() writes them."""
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -96,9 +96,9 @@ def tiny_vit(folder: Path) -> Any:
         intermediate_size=32,
         image_size=32,
         patch_size=8,
-        num_labels=3,
-        id2label=dict(enumerate(CLASSES)),
-        label2id={name: i for i, name in enumerate(CLASSES)},
+        num_labels=len(classes),
+        id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -173,6 +173,14 @@ def answers(task: ImageClassification, n: int = 6) -> tuple[torch.Tensor, torch.
     pixels = task.clean(np.arange(n))
     with torch.inference_mode():
         return pixels, task.model(pixels)
+
+
+def check_answers(task: ImageClassification, net: torch.nn.Module, tolerance: float = 1e-4) -> None:
+    """Check that the task's model answers as a network does that gets its pictures normalised."""
+    pixels, logits = answers(task)
+    with torch.inference_mode():
+        theirs = net(normalised(pixels, task.model.form.mean, task.model.form.std))
+    assert torch.allclose(getattr(theirs, "logits", theirs), logits, atol=tolerance)
 
 
 def normalised(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:

@@ -32,21 +32,11 @@ def decided(
     reviewer: str, actions: str, ratings: dict[str, int], landscape: str = "0" * 16, **more
 ) -> RecordedDecision:
     names = {"r": "repair", "a": "accept", "i": "ignore"}
-    return RecordedDecision.model_validate(
-        {
-            "landscape": landscape,
-            "reviewer": reviewer,
-            "approve": True,
-            "modes": [{"id": f"M{i}", "action": names[a]} for i, a in enumerate(actions, 1)],
-            "examples": [{"id": key, "rating": value, **PROBE} for key, value in ratings.items()],
-            "time": "2026-01-01T00:00:00Z",
-            "tool": "faded",
-            "via": "page",
-            "scale": "s",
-            "previous": [],
-            **more,
-        }
-    )
+    said = {"landscape": landscape, "reviewer": reviewer, "approve": True, "time": "2026-01-01T00:00:00Z"}
+    said |= {"tool": "faded", "via": "page", "scale": "s", "previous": []}
+    modes = [{"id": f"M{i}", "action": names[a]} for i, a in enumerate(actions, 1)]
+    examples = [{"id": key, "rating": value, **PROBE} for key, value in ratings.items()]
+    return RecordedDecision.model_validate({**said, "modes": modes, "examples": examples, **more})
 
 
 def test_what_two_reviewers_say_is_counted_by_hand() -> None:

@@ -42,9 +42,8 @@ def stripes(path: Path, explorer: str = "auto") -> Workspace:
     restructure = {"method": "all-layers", "control": "as_used", "settings": {"epochs": 1}, "harm": FEW_PAIRS}
     repair = repair_params(restructure=restructure, gates={"target_failure_rate": {"change_max": 0.0}})
     workspace = make_workspace(path, {"stripes": audit}, {"stripes": repair})
-    write_images(
-        path / "data/stripes/inputs/images.parquet", pools={"train": 300, "discover": 30, "repair": 60, "test": 40}
-    )
+    pools = {"train": 300, "discover": 30, "repair": 60, "test": 40}
+    write_images(path / "data/stripes/inputs/images.parquet", pools=pools)
     return workspace
 
 

@@ -31,12 +31,8 @@ from tests.landscapes import landscape_file
 from tests.servers import http_server
 from tests.workspace import Workspace, audit_params, repair_params
 
-LANDSCAPE = Landscape.from_json(
-    landscape_file(
-        {"id": name, "text": f"tilt = {i}", "region": {"tilt": [i]}} for i, name in enumerate(("M1", "M2", "M3"))
-    ),
-    "landscape.json",
-)
+FOUND = [{"id": f"M{i}", "text": f"tilt = {i}", "region": {"tilt": [i]}} for i in (1, 2, 3)]
+LANDSCAPE = Landscape.from_json(landscape_file(FOUND), "landscape.json")
 MODES = LANDSCAPE.modes
 GONE = "http://127.0.0.1:9/api"  # nobody there
 RUN = "00000000-0000-0000-0000-000000000001"
@@ -51,7 +47,6 @@ def params(tmp_path, monkeypatch) -> Params:
 
 
 def with_feedback(**feedback: object) -> Params:
-    """Write params.yaml, and read it."""
     repairs = {"tiny": repair_params(feedback={"policy": "wait", **feedback})}
     Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
     return load_params()

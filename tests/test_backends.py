@@ -46,10 +46,8 @@ def _compiled_here(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     """A small network for colour pictures, in the memory format that tasks use."""
-    names = ["a", "b", "c"]
-    form = Form(
-        family="small_cnn", architecture="small_cnn", classes=names, shape=(3, 12, 12), mean=0.4, std=0.3, origin=""
-    )
+    said = {"family": "small_cnn", "architecture": "small_cnn", "classes": ["a", "b", "c"], "origin": ""}
+    form = Form(shape=(3, 12, 12), mean=0.4, std=0.3, **said)
     torch.manual_seed(0)
     return Classifier(form, FAMILIES["small_cnn"](form)).eval().to(memory_format=torch.channels_last)
 
@@ -80,10 +78,8 @@ def test_a_backend_answers_as_torch_does_whatever_the_batch(model, pixels, backe
 
 def test_what_cannot_run_here_is_named(model, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in ("openvino", "triton") else found(name)
-    )
+    find, lacking = importlib.util.find_spec, ("openvino", "triton")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in lacking else find(name))
     for choice, named in (
         ({"backend": "openvino"}, "pip install 'faded[openvino]'"),
         ({"backend": "compile"}, "there is no no-such-compiler"),
@@ -142,9 +138,7 @@ def installed(monkeypatch):
         (None, {"platform": SimpleNamespace(machine=lambda: "riscv64")}, ("eager", "not measured on riscv64")),
     ],
 )
-def test_openvino_is_chosen_where_it_is_right_and_worth_its_start(
-    model, installed, monkeypatch, answer, change, chosen
-):
+def test_openvino_is_chosen_where_it_is_right_and_worth_it(model, installed, monkeypatch, answer, change, chosen):
     for name, value in change.items():
         monkeypatch.setattr(backends, name, value)
     if answer is not None:

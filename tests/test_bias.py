@@ -58,13 +58,10 @@ def test_the_interval_holds_the_truth(shares):
 
 
 def test_a_mean_change_holds_the_truth_both_ways():
-    rng, fair, skewed = np.random.default_rng(3), [0.5, 0.5], [0.8, 0.2]
+    rng, shares = np.random.default_rng(3), [(0, [0.5, 0.5]), (1, [0.8, 0.2])]
     held = {"better": 0, "worse": 0}
     for i in range(5):
-        a, b = (
-            [Skew(tally(rng.multinomial(48, p).tolist()), [i, k, s]) for s in range(4)]
-            for k, p in enumerate((fair, skewed))
-        )
+        a, b = ([Skew(tally(rng.multinomial(48, p).tolist()), [i, k, s]) for s in range(4)] for k, p in shares)
         better, worse = mean_change(b, a), mean_change(a, b)
         held["better"] += better.low <= -0.3 <= better.high
         held["worse"] += worse.low <= 0.3 <= worse.high
@@ -140,9 +137,8 @@ def test_guidance_1_is_shown_but_not_judged():
 
 
 def test_answers_nobody_could_read_count_for_nothing_and_values_nobody_expects_are_a_bias():
-    unread, read, odd = measure_bias(
-        [tally([0, 0], unread=48), tally([30, 18], unread=3), tally([20, 20, 8], [0.5, 0.5, 0.0])], seed=0
-    )
+    tallies = [tally([0, 0], unread=48), tally([30, 18], unread=3), tally([20, 20, 8], [0.5, 0.5, 0.0])]
+    unread, read, odd = measure_bias(tallies, seed=0)
     assert (unread.n, unread.p, unread.bias.value, unread.beyond_noise) == (0, None, None, False)
     assert (read.n, read.unread) == (48, 3) and largest_bias([unread, read]).n == 48
     assert odd.counted == pytest.approx(8 / 48) and odd.p < 0.05 and odd.bias.high > 8 / 48

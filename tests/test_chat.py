@@ -70,10 +70,8 @@ def write(folder, rows):
 
 
 def context(inputs, *, concepts=None, discrepancy=None, **prepare):
-    config = {**PREPARE, **prepare}
-    return TaskContext(
-        "q", 3, config, concepts or CONCEPTS, discrepancy or {"validity": -1}, inputs, Compute(threads=1)
-    )
+    settings = ({**PREPARE, **prepare}, concepts or CONCEPTS, discrepancy or {"validity": -1})
+    return TaskContext("q", 3, *settings, inputs, Compute(threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +124,8 @@ def test_prepare_asks_all_unchanged_questions_and_the_neutral_cell_asks_no_more(
     out, metrics = prepared
     assert metrics["items"] == {"discover": 12} and metrics["parameters"] > 0 and metrics["skipped"] == 0
     items = pd.read_parquet(out / "items.parquet")
-    assert set(items.columns) == {
-        *("id", "split", "label", "group", "question", "context", "answers", "pattern", "answer")
-    }
+    about = {"id", "split", "label", "group", "pattern"}
+    assert {*items.columns} == about | {"question", "context", "answers", "answer"}
     task = Chat.load(context(inputs), out)
     monkeypatch.setattr(task.model, "answer", lambda turns: pytest.fail("asked again"))
     ids = task.items.ids("discover")

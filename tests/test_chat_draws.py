@@ -90,22 +90,17 @@ def test_each_draw_of_a_conversation_has_its_own_history(tmp_path, inputs):
     folder = write(tmp_path / "inputs", rows)
     (folder / "embedder").symlink_to(inputs / "embedder")
     with served(echoes, whole=True) as model:
-        _, task = loaded(
-            talks.context(folder, model, concepts={"turn_1": ["none", "small_talk"]}, generation=DRAWN),
-            tmp_path / "prepare",
-        )
+        given = talks.context(folder, model, concepts={"turn_1": ["none", "small_talk"]}, generation=DRAWN)
+        _, task = loaded(given, tmp_path / "prepare")
         [output] = task.probe(["t1"], np.array([[1]])).outputs
     seeds = [str(Draws(0.7, 4, 3).seed_of(k)) for k in range(4)]
     assert [answer_in(text) for text in draws_in(output)] == [f"{s}. {s}. {s}. {s}." for s in seeds]
 
 
 def test_the_plan_counts_every_draw(inputs):
-    counted = [
-        Chat.expected_requests(
-            context(inputs, concepts=CONCEPTS, model={"openai": "http://127.0.0.1:9/v1", "model": "m"}, generation=one)
-        )
-        for one in ({"max_new_tokens": 8}, DRAWN)
-    ]
+    given = {"concepts": CONCEPTS, "model": {"openai": "http://127.0.0.1:9/v1", "model": "m"}}
+    asked = [context(inputs, generation=one, **given) for one in ({"max_new_tokens": 8}, DRAWN)]
+    counted = [Chat.expected_requests(one) for one in asked]
     assert [one.by_probe for one in counted] == [1, 4] and counted[1].preparing - counted[0].preparing == 3 * 12
 
 
@@ -114,10 +109,7 @@ def test_the_plan_counts_every_draw(inputs):
     [
         ({"generation": {"draws": 3}}, "at temperature 0 all answers are the same"),
         ({"generation": {"temperature": 1, "chat": False}}, "temperature: needs the model's chat template"),
-        (
-            {"generation": DRAWN, "judge": {"transformers": "model"}},
-            "draws: a judge decides on single answers",
-        ),
+        ({"generation": DRAWN, "judge": {"transformers": "model"}}, "draws: a judge decides on single answers"),
         (
             {"generation": DRAWN, "model": {"openai": "http://127.0.0.1:9/v1", "model": "m", "settings": {"seed": 1}}},
             "sets temperature and seed of each request; found seed",

@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
 from stages.core.environment import ALIKE
 from stages.core.errors import UsageError
-from stages.params import AuditConfig
+from stages.params import load_params
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier, load_model, save_model
@@ -28,7 +27,6 @@ TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
 
 @pytest.fixture(scope="module")
 def home():
-    """A prepared audit: inputs/, prepare/."""
     return stripes()
 
 
@@ -108,7 +106,6 @@ def target_failures(home, model):
 
 @pytest.fixture(scope="module")
 def repaired(task, tmp_path_factory):
-    """The record of a repair, its folder, and logits of the model under test before it."""
     ids, cells = probes(task)
     out, before = tmp_path_factory.mktemp("repaired"), task.logits(ids, cells)
     return fix(task, out), out, before
@@ -250,12 +247,9 @@ def test_bad_prepare(home, config, message):
 
 
 def test_all_errors_are_told_at_once(home):
-    context = image_context(
-        home / "inputs",
-        config={"model": {}, "data": {"parquet": "x"}, "items": {"discover": 5}},
-        concepts={"rotation": [0, 999]},
-        discrepancy={"threshold": 2},
-    )
+    config = {"model": {}, "data": {"parquet": "x"}, "items": {"discover": 5}}
+    wrong = {"config": config, "concepts": {"rotation": [0, 999]}, "discrepancy": {"threshold": 2}}
+    context = image_context(home / "inputs", **wrong)
     wheres = [error.split(":")[0] for error in ImageClassification.check(context)]
     assert wheres == ["discrepancy.threshold", "prepare.model", "prepare.data.parquet", "concepts.rotation"]
 
@@ -288,10 +282,7 @@ def test_weights_of_an_earlier_training_replace_it(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not ALIKE, reason="this CPU trains other weights: it has no AVX2, or is no x86-64")
 def test_shipped_weights_are_what_their_training_gives(tmp_path):
-    audit, inputs = (
-        AuditConfig(**yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]["mnist"]),
-        ROOT / "data/mnist/inputs",
-    )
+    audit, inputs = load_params(ROOT / "params.yaml").audit("mnist"), ROOT / "data/mnist/inputs"
     config = {**audit.prepare, "model": {**audit.prepare["model"], "weights": None}}
     context = image_context(inputs, audit="mnist", seed=audit.seed, config=config, concepts=audit.concepts)
     ImageClassification.prepare(context, tmp_path)

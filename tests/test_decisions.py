@@ -29,14 +29,9 @@ def example(name: str, failed: bool = True) -> dict:
     return {"id": name, "item": f"item of {name}", **answer}
 
 
-MODES = [
-    {"id": "M1", "text": "a >= 1", "region": {"a": [1, 2]}}
-    | {"examples": [example("M1.1"), example("M1.2"), example("M1.3", failed=False)]},
-    {"id": "M2", "text": "b >= 1", "region": {"b": [1, 2]}, "examples": [example("M2.1")]},
-    {"id": "M3", "text": "c >= 1", "region": {"c": [1, 2]}},  # as of an older version
-]
-
-
+MODES = [{"id": f"M{i}", "text": f"{name} >= 1", "region": {name: [1, 2]}} for i, name in enumerate("abc", 1)]
+MODES[0]["examples"] = [example("M1.1"), example("M1.2"), example("M1.3", failed=False)]
+MODES[1]["examples"] = [example("M2.1")]  # the third is as of an older version
 CONCEPTS = ConceptSpace(tuple(Concept(name, (0, 1, 2)) for name in "abc")).to_json()
 
 

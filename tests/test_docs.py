@@ -22,7 +22,6 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 WITH_README = [*PAGES, ROOT / "README.md"]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
-
 NUMBER = re.compile(r"\d[\d.]*\d%?|\d%?")
 
 
@@ -91,7 +90,6 @@ TABLE = re.compile(r"^\| instead of \| write \|\n\|---\|---\|\n((?:\|.*\n?)+)", 
 
 
 def phrases() -> dict[str, str]:
-    """Phrases to avoid, and their replacements."""
     rows = TABLE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))[0].splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return {phrase: better for found, better in cells for phrase in found.split(", ")}
@@ -113,9 +111,8 @@ def messages(file: Path) -> str:
 
 
 # Strings of other stages belong to the code that an audit depends on, so a new wording makes finished audits stale.
-WORDED = [
-    file for part in ("flows", "stages/params", "stages/screening") for file in sorted((ROOT / part).rglob("*.py"))
-]
+PARTS = ("flows", "stages/params", "stages/screening")
+WORDED = [file for part in PARTS for file in sorted((ROOT / part).rglob("*.py"))]
 
 
 def test_wording_of_pages_and_messages():
@@ -167,10 +164,9 @@ def site(tmp_path_factory):
 
 
 def test_pages_load_nothing_from_elsewhere(site):
+    loads = re.compile(r"<(?:script|link|img|iframe)[^>]*?(?:src|href)=\"?([^\" >]+)")
     for page in site.glob("*.html"):
-        loaded = re.findall(
-            r"<(?:script|link|img|iframe)[^>]*?(?:src|href)=\"?([^\" >]+)", page.read_text(encoding="utf-8")
-        )
+        loaded = loads.findall(page.read_text(encoding="utf-8"))
         assert [url for url in loaded if "//" in url] == [], page.name
 
 

@@ -56,7 +56,6 @@ def endpoint(url, **changes):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """Wait only a hundredth of the time between retries."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
 
 

@@ -79,10 +79,8 @@ def test_an_example_of_a_repair_says_both_answers(tmp_path: Path) -> None:
     assert "newly failing" in card(text, "N1") and card(text, "N1").count("<img") == 2
     rows = json.loads(text.split('id="examples-rows">')[1].split("</script>")[0])
     table = [dict(zip(rows["columns"], row, strict=True)) for row in rows["rows"]]
-    assert [(row["id"], row["mode"], row["rotation"]) for row in table] == [
-        ("F1", "M1", "60°"),
-        ("N1", "outside all modes", "0°"),
-    ]
+    told = [(row["id"], row["mode"], row["rotation"]) for row in table]
+    assert told == [("F1", "M1", "60°"), ("N1", "outside all modes", "0°")]
 
 
 def test_the_contents_use_the_words_of_the_headings(page: Path, tmp_path: Path) -> None:
@@ -200,9 +198,7 @@ def looked_at(page: Any) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "comparison of texts" else SLOW) for k in PAGES])
-def test_reports_are_open_to_everybody_and_no_control_leads_off_the_page(
-    browser: Any, tmp_path: Path, kind: str
-) -> None:
+def test_reports_are_open_to_everybody_and_lead_nowhere_else(browser: Any, tmp_path: Path, kind: str) -> None:
     write, inputs = PAGES[kind]
     write(tmp_path / "report.html", **inputs())
     scheme = "dark" if "comparison" in kind else "light"
@@ -248,7 +244,6 @@ def test_the_review_page_is_open_to_everybody(
 
 
 def check(page: Any) -> None:
-    """Check for violations with axe-core."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed (extra: dev)")
     found = axe.Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []

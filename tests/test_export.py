@@ -56,9 +56,8 @@ def test_a_signed_folder_is_verified_by_the_library_of_the_specification(here, t
     from model_signing.verifying import Config
 
     key, public = tmp_path / "key.pem", tmp_path / "public.pem"
-    subprocess.run(
-        ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key], check=True
-    )
+    curve = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+    subprocess.run(["openssl", "genpkey", *curve, "-out", key], check=True)
     subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True)
     target = tmp_path / "deploy"
     code, told = faded(here, "export", "tiny", target, "--sign", key)

@@ -40,7 +40,6 @@ GATE = {"gate": "max_failure_rate", "bound": 0.5, "value": 0.3, "low": 0.28, "hi
 def page_of(
     inputs: dict[str, Any], about: About = ABOUT_NOTHING, unchanged: dict[str, Exhibit] | None = None
 ) -> FirstPage:
-    """The first page for arguments of `write_landscape`."""
     landscape = Landscape.from_json(inputs["summary"], "a sample")
     verdict = Verdict.from_json(inputs["verdict"], "")
     return landscape_page(landscape, verdict, about, inputs["galleries"], unchanged or {}, Shrinker([]))
@@ -121,11 +120,8 @@ def test_a_rise_that_may_be_chance_is_named_with_its_corrected_p() -> None:
         moved = difference(0.13, change, low, 2 * change - low, before=0.13 - change)
         return {"value": value, "items": 90, **joint, "p": p, "worse": worse, **moved}
 
-    kinds = [
-        kind("4", 0.061, 0.002, 0.41, False),
-        kind("7", 0.02, -0.01, 1.0, False),
-        kind("9", 0.03, 0.001, 0.6, False),
-    ]
+    rises = (("4", 0.061, 0.002, 0.41), ("7", 0.02, -0.01, 1.0), ("9", 0.03, 0.001, 0.6))
+    kinds = [kind(*rise, worse=False) for rise in rises]
     page = repaired(passing() | {"slices": [{"attribute": "label", "missing": 0, "values": kinds}]})
     said = "The largest rise, label 4 by +6.1 points (+0.2 to +12.0), may be chance: p = 0.410 among 3 kinds of items."
     assert said in page.reason
@@ -180,9 +176,8 @@ def test_modes_come_by_the_failures_they_hold_each_with_the_item_as_it_was() -> 
 
 def test_long_texts_are_shown_about_their_change() -> None:
     original = "The town slept. " * 40 + "Then the mayor spoke at length about the bridge. " + "All went home. " * 60
-    exhibit = Exhibit(
-        "c", text=original.replace("mayor", "nayor"), original=original, answers={"summary": "word " * 300}
-    )
+    changed = original.replace("mayor", "nayor")
+    exhibit = Exhibit("c", text=changed, original=original, answers={"summary": "word " * 300})
     shown = Shrinker([exhibit]).brief(exhibit, None)
     assert shown.text is not None
     assert {p.text: p.kind for p in shown.text.head if p.kind != "same"} == {"mayor": "cut", "nayor": "new"}

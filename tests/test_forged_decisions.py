@@ -57,7 +57,6 @@ def params(keys: dict[str, str] = LISTED, reviewers: int = 2) -> Params:
 def record(
     name: str, audit: str = "x", *, approve: bool = True, keys: dict[str, str] = LISTED, revise: bool = False
 ) -> Path:
-    """Record somebody's decision."""
     words = [{"id": "M1", "action": "repair", "reason": f"{name} saw it"}]
     made = Decision(landscape=landscape_hash(audit), reviewer=name, approve=approve, modes=words)
     key = KEYS[name] if keys else None
@@ -80,7 +79,6 @@ def as_yaml(file: File) -> str:
 
 
 def edit(path: Path, change: Callable[[File], object]) -> None:
-    """Change a decision file by hand."""
     file = yaml.safe_load(path.read_text())
     change(file)
     path.write_text(as_yaml(file))

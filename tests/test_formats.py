@@ -24,12 +24,7 @@ from flows.evidence.signature import machine_key, read_envelope
 from flows.evidence.write import sign_by_default
 from tests.bundles import DATA, PLAN, bundle_of, edited
 from tests.finished import faded, finished_audits, inside
-from tests.workspace import ROOT, Workspace
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Workspace:
-    return finished_audits().copy(tmp_path_factory.mktemp("formats") / "ws")
+from tests.workspace import ROOT
 
 
 @pytest.fixture(scope="module", params=["tiny", "other"])

@@ -46,7 +46,6 @@ DIGITS = 9  # of floats: libraries for other CPUs differ in the last bits
 
 
 def rounded(value: Any) -> Any:
-    """Round all floats of a JSON value."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
@@ -66,7 +65,6 @@ def digest(path: Path) -> str:
 
 
 def digests(data: Path) -> dict[str, str]:
-    """Hash what the audits of a workspace hand on."""
     return {
         f"{audit.name}/{name}": digest(audit / name)
         for audit in sorted(data.iterdir())
@@ -113,8 +111,7 @@ def locked(root: Path, audit: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "audit",
-    [pytest.param(audit, marks=pytest.mark.nightly) for audit in (*ALIKE, "images", "news")],
+    "audit", [pytest.param(audit, marks=pytest.mark.nightly) for audit in (*ALIKE, "images", "news")]
 )
 def test_a_default_audit_hands_on_what_it_always_did(audit, tmp_path):
     clone = tmp_path / "clone"

@@ -97,9 +97,8 @@ def test_status_and_history_name_the_same_verdict_wherever_its_files_are(params)
 
 
 def test_it_fits_80_columns_without_breaking_a_word():
-    verdict = LastVerdict(
-        "images-scenes", True, [], None, True, "decided by policy, no human", when=datetime(2026, 11, 28)
-    )
+    said, when = "decided by policy, no human", datetime(2026, 11, 28)
+    verdict = LastVerdict("images-scenes", True, [], None, True, said, when=when)
     nothing = LastVerdict("b", None, [], None, False)
     rows = [
         Glance(verdict, Rate(0.1234, 0.1, 0.15, 9), True, None, "faded audit images-scenes"),
@@ -116,17 +115,16 @@ def test_it_fits_80_columns_without_breaking_a_word():
 
 
 def test_gates_are_shown_in_the_units_of_reports_one_a_line():
+    longest = "other_failure_rate.minus_control_max"
     gates = [
-        Gate(
-            gate="other_failure_rate.minus_control_max", bound=0.02, value=0.00133, low=-0.005, high=0.008, passed=True
-        ),
+        Gate(gate=longest, bound=0.02, value=0.00133, low=-0.005, high=0.008, passed=True),
         Gate(gate="failure_rate.max", bound=0.1, value=0.1234, low=0.11, high=0.14, passed=False),
     ]
     console = Console(width=80, record=True)
     show_verdict(console, LastVerdict("mine", False, gates, None, True))
     rows = [line.split() for line in console.export_text().splitlines() if "_max" in line or ".max" in line]
     assert rows == [
-        ["other_failure_rate.minus_control_max", "+2.0", "+0.1", "−0.5", "to", "+0.8", "yes"],
+        [longest, "+2.0", "+0.1", "−0.5", "to", "+0.8", "yes"],
         ["failure_rate.max", "10.0%", "12.3%", "11.0–14.0%", "no"],
     ]
 
@@ -142,9 +140,8 @@ def test_a_page_shows_every_audit_with_its_light_trend_and_report(params, tmp_pa
         Path("data/old/report/report.html").write_text("the report")
         git("add", "data")
         git(*IDENTITY, "commit", "-m", str(rate))
-    status = read_status(
-        params, graph(old=(), mine=("code changed",), new=("never ran",), half=()), ["old", "mine", "new"]
-    )
+    state = graph(old=(), mine=("code changed",), new=("never ran",), half=())
+    status = read_status(params, state, ["old", "mine", "new"])
     write_board(params, status, tmp_path / "pages" / "all.html")
     page = (tmp_path / "pages/all.html").read_text()
     assert "<script" not in page and "script-src 'none'" in page and len(page) < 100_000

@@ -191,9 +191,8 @@ def test_a_recycled_process_id_in_the_rwlock_is_dropped_and_a_live_one_kept(insi
     rwlock = inside.path / ".dvc/tmp/rwlock"
     live = {"pid": os.getpid(), "cmd": f"dvc repro {Path(psutil.Process().cmdline()[-1]).name}"}
     recycled = {"pid": os.getpid(), "cmd": "dvc repro discover@tiny"}
-    rwlock.write_text(
-        json.dumps({"write": {"/a": recycled, "/b": live}, "read": {"/c": [recycled, live], "/d": [recycled]}})
-    )
+    read = {"/c": [recycled, live], "/d": [recycled]}
+    rwlock.write_text(json.dumps({"write": {"/a": recycled, "/b": live}, "read": read}))
     assert heal() == ["removed file locks left by a dead DVC process"]
     assert json.loads(rwlock.read_text()) == {"write": {"/b": live}, "read": {"/c": [live]}}
     rwlock.write_text("{")

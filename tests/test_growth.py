@@ -61,9 +61,7 @@ def recorded(model: Smooth, **changes: Any) -> Landscape:
     return Landscape.from_json(make_inputs(*model.concepts.concepts, images=False)["summary"] | changes, "")
 
 
-def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_from(
-    few_landmarks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_probes_those_of_items_averaged_over_stay(few_landmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     estimation = import_module("stages.landscape.estimate")
     monkeypatch.setattr(estimation, "MAX_PROBES", 800)
     learnt: list[kernel.ProbeArrays] = []
@@ -85,16 +83,11 @@ def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_fro
     assert np.abs(landscape.rates - model.truth).mean() < 0.06
 
 
-def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to_be_some(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_on_a_sampled_grid_probes_count_once_and_its_cells_are_said_to_be_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_CELLS", 20)
     model = Smooth()
     probes = pd.concat([model.probes(400, greedy=False), model.probes(400, greedy=False)], ignore_index=True)
     landscape = model.landscape(probes)
     assert landscape.sampled and landscape.table["probes"].sum() < 400
     told = _trust(recorded(model, sampled=landscape.sampled), landscape.table)
-    assert any(
-        re.search(r"% of these cells, which make up [\d.]+% of use, were probed at least once", sentence)
-        for sentence in told
-    )
+    assert re.search(r"% of these cells, which make up [\d.]+% of use, were probed at least once", " ".join(told))

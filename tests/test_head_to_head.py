@@ -1,5 +1,7 @@
 """Models on common probes: counted by hand, with correct intervals, and only on common probes."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,9 +18,7 @@ def asked(fails) -> pd.DataFrame:
     """Every item in every cell, in random order, failing if `fails` of (item number, tilt, blur) is true."""
     rows = [
         {"item": f"i{n}", "tilt": tilt, "blur": blur, "repeat": 0, "failed": bool(fails(n, tilt, blur))}
-        for n in range(40)
-        for tilt in range(2)
-        for blur in range(3)
+        for n, tilt, blur in product(range(40), range(2), range(3))
     ]
     return pd.DataFrame(rows).sample(frac=1, random_state=0)
 
@@ -28,9 +28,8 @@ def mode(text: str, **region) -> ModeRecord:
 
 
 def compared(models, modes=None, attributes=ITEMS) -> HeadToHead | None:
-    return head_to_head(
-        models, SPACE, {name: (modes or {}).get(name, []) for name in models}, dict.fromkeys(models, attributes)
-    )
+    named = {name: (modes or {}).get(name, []) for name in models}
+    return head_to_head(models, SPACE, named, dict.fromkeys(models, attributes))
 
 
 def test_what_three_models_do_is_counted_by_hand() -> None:
@@ -39,11 +38,8 @@ def test_what_three_models_do_is_counted_by_hand() -> None:
         "tilts": asked(lambda n, tilt, blur: tilt == 1 and blur > 0),  # 1/3, half of them where the other fails
         "tilt": asked(lambda n, tilt, blur: tilt == 1 and n % 2 == 0),  # named like a concept: 1/4
     }
-    modes = {
-        "blurs": [mode("blur = 2", blur=[2])],
-        "tilts": [mode("blur = 2", blur=[2])],
-        "tilt": [mode("tilt", tilt=[1], label=["cat"])],
-    }
+    modes = {name: [mode("blur = 2", blur=[2])] for name in ("blurs", "tilts")}
+    modes["tilt"] = [mode("tilt", tilt=[1], label=["cat"])]
     found = compared(models, modes)
     assert found is not None and (found.probes, found.items) == (240, 40)
     assert [rate.value for rate in found.rates] == pytest.approx([1 / 3, 1 / 3, 1 / 4])
@@ -55,10 +51,8 @@ def test_what_three_models_do_is_counted_by_hand() -> None:
     # passes 1/6 that tilt fails.
     assert found.wins[0].value == pytest.approx((1 / 6 + 1 / 6) / (1 / 3 + 5 / 12))
     blurred, tilted = found.modes
-    assert (blurred.models, [rate.value for rate in blurred.rates]) == (
-        ["blurs", "tilts"],
-        pytest.approx([1, 1 / 2, 1 / 4]),
-    )
+    assert blurred.models == ["blurs", "tilts"]
+    assert [rate.value for rate in blurred.rates] == pytest.approx([1, 1 / 2, 1 / 4])
     assert tilted.rates[2].value == 1 and tilted.rates[2].n == 20 * 3
     for rate in (*found.rates, found.all_fail, found.independent, *found.wins, *found.alone):
         assert 0 <= rate.low <= rate.value <= rate.high <= 1

@@ -37,26 +37,14 @@ MIDDLE = Concept("light", (-1, 0, 1), neutral=0)
 THREE = ConceptSpace((A, B, C))
 MIXED = ConceptSpace((A, FONT, MIDDLE, C))
 SKEW = UsageConfig(changes=[0.5, 0.3, 0.2], levels={"a": {1: 90, 2: 9}, "c": {1: 1, 2: 3}})
-COMBINED = UsageConfig(
-    changes=[0.6, 0.4],
-    levels={"a": {1: 9, 2: 1}},
-    combinations=[
-        CombinationConfig(share=0.1, levels={"a": 2, "c": 1}),
-        CombinationConfig(share=0.05, levels={"a": 1}),
-    ],
-)
+TWO = [CombinationConfig(share=0.1, levels={"a": 2, "c": 1}), CombinationConfig(share=0.05, levels={"a": 1})]
+COMBINED = UsageConfig(changes=[0.6, 0.4], levels={"a": {1: 9, 2: 1}}, combinations=TWO)
 INDEPENDENT = UsageConfig(levels={"a": {0: 0.7, 1: 0.2, 2: 0.1}, "c": {0: 0.5, 2: 0.5}})
+WORDS = ConceptSpace((FONT, Concept("case", ("lower", "upper", "title"), ordered=False)))
 GRIDS = [
-    (THREE, UsageConfig()),
-    (THREE, SKEW),
-    (THREE, COMBINED),
-    (THREE, INDEPENDENT),
-    (MIXED, UsageConfig()),
-    (MIXED, SKEW),
-    (MIXED, COMBINED),
-    (MIXED, INDEPENDENT),
+    *product((THREE, MIXED), (UsageConfig(), SKEW, COMBINED, INDEPENDENT)),
     (THREE, UsageConfig(levels={"b": {1: 1}})),
-    (ConceptSpace((FONT, Concept("case", ("lower", "upper", "title"), ordered=False))), UsageConfig()),
+    (WORDS, UsageConfig()),
 ]
 
 
@@ -313,16 +301,12 @@ def test_common_pairs_of_models_stand_for_use_however_few_the_items() -> None:
         of, drawn = draw_pairs(space, items, targets, 1000, seed)
         inside = inside_any(space, targets, drawn, items.iloc[of])
         use, found = use_of_pairs(space, targets, items, drawn, inside, 0), rates[space.flat(drawn)]
-        paired = PairedAnswers(
-            of, drawn, inside, float(covered @ density), {"before": found}, None, use, resamples=2, seed=0
-        )
-        off.append(
-            [
-                paired.rate("before").value - density @ rates,
-                paired.rate("before", inside).value - (density * covered) @ rates / (density @ covered),
-                paired.weight[(drawn == neutral).all(axis=1)].sum() - 0.3,
-            ]
-        )
+        answers, share = {"before": found}, float(covered @ density)
+        paired = PairedAnswers(of, drawn, inside, share, answers, None, use, resamples=2, seed=0)
+        rate, rate_inside = paired.rate("before").value, paired.rate("before", inside).value
+        unchanged = paired.weight[(drawn == neutral).all(axis=1)].sum()
+        wanted = (density * covered) @ rates / (density @ covered)
+        off.append([rate - density @ rates, rate_inside - wanted, unchanged - 0.3])
         plain.append(found[~inside].mean() - (density * (1 - covered)) @ rates / (density @ (1 - covered)))
     assert np.mean(plain) > 0.03, "without weights this would not test anything"
     assert (np.abs(np.mean(off, axis=0)) < 0.005).all()
@@ -415,9 +399,8 @@ def test_the_items_that_named_no_mode_bound_what_an_enumerated_grid_did_not_show
     space, probes, corner = task.concepts, landscapes.every_pair(task), Region({"tilt": (2,)})
     mode = ShownMode("M1", corner, corner.share(space))
     known = pd.DataFrame(index=task.items.table["id"])
-    whole, rest = (
-        bound_unshown(space, probes, no_fresh(probes), modes, known, exact=True, seed=0) for modes in ([], [mode])
-    )
+    given = (space, probes, no_fresh(probes))
+    whole, rest = (bound_unshown(*given, modes, known, exact=True, seed=0) for modes in ([], [mode]))
     outside = probes["failed"] & (probes["tilt"] < 2)
     assert whole and rest and probes["failed"].mean() < whole.at_most < probes["failed"].mean() + 0.05
     assert outside.mean() < rest.at_most < outside.mean() + 0.05

@@ -23,6 +23,7 @@ from stages.tasks.init import Model, json_lines, read_config, tensor_shapes
 from stages.tasks.summarization.init import ArticlesInit
 from stages.tasks.text_to_image.init import PromptsInit
 from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions, write_pictures
+from tests.own_pictures import tiny_vit
 from tests.tiny_models import tiny_causal
 from tests.workspace import ROOT
 
@@ -45,9 +46,7 @@ def test_hostile_descriptions_of_models_and_weights_whose_headers_lie_are_refuse
     assert list(json_lines(tmp_path / "x.jsonl", "x.jsonl")) == [{"a": 1}]
 
 
-def test_files_are_linked_or_copied_and_links_out_of_the_repository_are_said_to_be_for_this_machine(
-    repository, tmp_path
-):
+def test_files_are_linked_or_copied_and_links_out_of_the_repository_are_for_this_machine(repository, tmp_path):
     (tmp_path / "far.pth").write_bytes(b"x")
     near, far = Placed("near", repository / "shapes"), Placed("far", tmp_path / "far.pth")
     lines = place(repository, "a", [near, far], copy=False)
@@ -88,22 +87,7 @@ def test_a_folder_that_holds_the_workspace_or_a_home_is_refused(repository, monk
     assert not (repository / "params.yaml").exists()
 
 
-def vit(folder: Path, classes: list[str]) -> Path:
-    """A tiny transformers classifier with named classes."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
-    )
-    config.id2label = dict(enumerate(classes))
-    ViTForImageClassification(config).save_pretrained(folder)
-    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
-
-
 def seen_as(given: Path | str, *, yes: bool = False) -> tuple[str | None, Model]:
-    """The name of its kind, and the model; no questions are asked, and guesses are accepted if `yes`."""
     kind, model = look_at_model(str(given), questions({}, yes=yes))
     return kind, model
 
@@ -143,7 +127,7 @@ def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):
     from tests.tiny_models import tiny_seq2seq
     from tests.tiny_pipelines import tiny_pipeline
 
-    vit(tmp_path / "vit", ["cat", "dog"])
+    tiny_vit(tmp_path / "vit", ["cat", "dog"])
     kind, seen = seen_as(tmp_path / "vit")
     assert isinstance(seen, RecognisedClassifier)
     assert (kind, list(seen.classes), seen.shape) == ("image-classification", ["cat", "dog"], (3, 32, 32))
@@ -152,21 +136,15 @@ def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):
     assert seen_as(tiny_pipeline(tmp_path / "sd"))[0] == "text-to-image"
 
 
-def test_an_onnx_network_says_what_it_takes_and_its_weights_in_files_of_their_own_are_copied_with_it(
-    tmp_path, repository
-):
+def test_an_onnx_network_says_what_it_takes_and_weights_beside_it_are_copied_with_it(tmp_path, repository):
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
     takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
     gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
     weights = numpy_helper.from_array(np.ones((192, 5), np.float32), "w")
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["f"]),
-        helper.make_node("MatMul", ["f", "w"], ["m"]),
-        helper.make_node("Softmax", ["m"], ["s"]),
-        helper.make_node("Identity", ["s"], ["y"]),
-    ]
+    steps = (("Flatten", "x", "f"), ("MatMul", "fw", "m"), ("Softmax", "m", "s"), ("Identity", "s", "y"))
+    nodes = [helper.make_node(name, [*given], [made]) for name, given, made in steps]
     net = helper.make_model(helper.make_graph(nodes, "g", [takes], [gives], [weights]))
     onnx.save_model(net, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
     (tmp_path / "other").write_text("not for it")
@@ -196,9 +174,8 @@ def test_what_is_no_model_is_told(repository):
 def test_classes_whose_order_nobody_said_are_told(repository, measured):
     told = init()
     assert "classes: flat, slanted, upright: the data's, in their order, for nothing names the model's" in told
-    assert "nothing names the model's" not in init(
-        given=options(answers={"classes": "flat,upright,slanted", "name": "again", "reorder": False})
-    )
+    named = {"classes": "flat,upright,slanted", "name": "again", "reorder": False}
+    assert "nothing names the model's" not in init(given=options(answers=named))
 
 
 def test_pictures_beside_a_list_are_linked_one_by_one_and_copies_are_of_these_alone(repository):
@@ -273,7 +250,8 @@ def test_labels_are_matched_by_how_they_are_written_and_never_by_similarity():
 def test_no_label_is_guessed_unasked(repository, measured):
     (repository / "shapes/flat").rename(repository / "shapes/flatt")
     (repository / "shapes/upright").rename(repository / "shapes/Upright")
-    tell = {"model": str(vit(repository / "vit", list(CLASSES))), "repair": False, "reorder": False}
+    tiny_vit(repository / "vit", list(CLASSES))
+    tell = {"model": str(repository / "vit"), "repair": False, "reorder": False}
     with pytest.raises(UsageError, match=r"1 labels? .* match no class of the model: 'flatt'.*'flat'.* --label flatt="):
         init(given=options(answers=tell))
     told = init(given=options(answers={**tell, "label": ["flatt=flat"]}))

@@ -165,7 +165,6 @@ def test_what_a_remote_holds_under_a_name_is_not_believed(workspace, tmp_path, o
 
 
 def rewrite_probes(change: Callable[[Path], object]) -> Path:
-    """Change the probes, and what their stage recorded of them."""
     probes, record = Path(PROBES), Path("data/tiny/discover/provenance.json")
     change(probes)
     text = json.loads(record.read_text())
@@ -174,9 +173,7 @@ def rewrite_probes(change: Callable[[Path], object]) -> Path:
     return probes
 
 
-def test_bytes_that_are_not_those_the_next_stage_read_are_told_though_dvc_and_their_own_stage_agree(
-    workspace, tmp_path
-):
+def test_other_bytes_than_the_next_stage_read_are_told_though_dvc_and_their_own_stage_agree(workspace, tmp_path):
     copy = workspace.copy(tmp_path / "ws")
     with inside(copy):
         probes = rewrite_probes(flip)
@@ -330,9 +327,7 @@ def test_a_verdict_that_was_edited_and_committed_is_told_and_recomputed(workspac
 def test_a_stage_that_is_stale_contradicts_nobody(workspace, tmp_path):
     copy = workspace.copy(tmp_path / "ws")
     with inside(copy):
-        rewrite_probes(
-            lambda probes: probes.write_bytes(probes.read_bytes() + b" ")
-        )  # as after another run of discover
+        rewrite_probes(lambda file: file.write_bytes(file.read_bytes() + b" "))  # as after another run of discover
         dvc_commit(["discover@tiny"])
         check_intact("tiny")
     assert faded(copy, "gate", "tiny", "--against", "first")[0] == Exit.USAGE, "summarize is stale"

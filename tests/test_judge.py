@@ -64,17 +64,10 @@ def inputs(tmp_path_factory):
 
 
 def context(inputs, block, *, discrepancy=None, **prepare):
-    config = {
-        "model": {"transformers": "model"},
-        "data": {"jsonl": "questions.jsonl"},
-        "items": {"discover": 6},
-        "generation": {"max_new_tokens": 4},
-        "embedder": {"transformers": "embedder"},
-        "judge": block,
-        **prepare,
-    }
+    config = {"model": {"transformers": "model"}, "data": {"jsonl": "questions.jsonl"}, "items": {"discover": 6}}
+    config |= {"generation": {"max_new_tokens": 4}, "embedder": {"transformers": "embedder"}, "judge": block}
     asked = {"measure": "judge", "validity": -1} | (discrepancy or {})
-    return TaskContext("q", 3, config, {"typos": [0, 0.3]}, asked, inputs, Compute(threads=1))
+    return TaskContext("q", 3, config | prepare, {"typos": [0, 0.3]}, asked, inputs, Compute(threads=1))
 
 
 @contextlib.contextmanager
@@ -128,10 +121,8 @@ def test_a_good_judge_may_decide_and_its_calibration_is_shown(prepare, inputs):
     ],
 )
 def test_a_bad_judge_is_refused_with_numbers(prepare, says, pairwise, named):
-    with (
-        judging(says) as (block, _),
-        pytest.raises(UsageError, match=f"(?s)wise behind .* cannot be used as a judge:.*{named}"),
-    ):
+    told = f"(?s)wise behind .* cannot be used as a judge:.*{named}"
+    with judging(says) as (block, _), pytest.raises(UsageError, match=told):
         prepare({**block, "pairwise": pairwise})
 
 
@@ -309,10 +300,9 @@ def test_the_plan_counts_what_the_judge_is_asked(inputs, tmp_path, monkeypatch):
 def test_made_answers_have_both_labels_at_both_lengths():
     found = made(questions(), 64, 3)
     assert len(found) == 64 and len({one.item for one in found}) == 16
-    by_label = {
-        label: sorted(len(one.trial.answer.split()) for one in found if one.acceptable == label) for label in (0, 1)
-    }
-    assert by_label[0][15] < 15 < by_label[0][16] and by_label[1][15] < 15 < by_label[1][16]
+    for label in (False, True):
+        lengths = sorted(len(one.trial.answer.split()) for one in found if one.acceptable == label)
+        assert lengths[15] < 15 < lengths[16]
     for one in found:
         assert right(one.trial.answer, dict(one.trial.about)) == one.acceptable, one
     with pytest.raises(UsageError, match=r"4 labelled answers can be made from 1 questions"):

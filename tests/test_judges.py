@@ -41,7 +41,6 @@ def judge(tmp_path_factory) -> AttributeJudge:
 
 @pytest.fixture(scope="module")
 def clip_inputs(tmp_path_factory) -> Path:
-    """Inputs with a CLIP model in the folder clip."""
     inputs = tmp_path_factory.mktemp("inputs")
     tiny_clip(inputs / "clip")
     return inputs

@@ -328,9 +328,8 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     space = ConceptSpace((Concept("jump", (0, 1, 2)), Concept("other", (0, 1, 2))))
     rng = np.random.default_rng(0)
     cells = space.sample(600, rng)
-    jumped = pd.DataFrame(cells, columns=space.names).assign(
-        item=[f"i{n}" for n in rng.integers(0, 20, 600)], repeat=0, role="control"
-    )
+    items = [f"i{n}" for n in rng.integers(0, 20, 600)]
+    jumped = pd.DataFrame(cells, columns=space.names).assign(item=items, repeat=0, role="control")
     jumped["failed"] = (jumped["jump"] == 2) & (rng.random(600) < 0.8)
     jumped["discrepancy"] = np.where(jumped["failed"], 0.5, -0.5)
     ids = [f"i{n}" for n in range(20)]
@@ -338,9 +337,8 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     rows = main_effects(smooth, space, jumped)[:3]
     assert [round(row.rate, 1) for row in rows] == [0.0, 0.0, 0.8] and rows[0].low == 0 < rows[0].high < 0.03
     few = main_effects(smooth, space, jumped.iloc[:100])[:3]
-    assert [row.rate for row in few] == [
-        smooth.mean_rate(smooth.table["jump"].to_numpy() == level).value for level in range(3)
-    ]
+    jump = smooth.table["jump"].to_numpy()
+    assert [row.rate for row in few] == [smooth.mean_rate(jump == level).value for level in range(3)]
 
 
 def test_boxes_with_sharp_edges_need_trees(monkeypatch):

@@ -32,12 +32,8 @@ def test_a_repair_is_green_only_if_levels_are_bounded(without: str) -> None:
 
 
 def test_bounds_inside_and_outside_the_targets_bound_all_of_use() -> None:
-    both = {
-        "target_failure_rate": {"max": 0.4},
-        "other_failure_rate": {"max": 0.2},
-        "clean_quality": {"change_min": -0.1},
-    }
-    assert verdict_of(both).light == "green"
+    both = {"target_failure_rate": {"max": 0.4}, "other_failure_rate": {"max": 0.2}}
+    assert verdict_of({**both, "clean_quality": {"change_min": -0.1}}).light == "green"
 
 
 @pytest.mark.parametrize("action", ["repair", "accept"])
@@ -55,15 +51,9 @@ def test_a_mode_that_still_fails_above_its_bound_is_a_concern_whoever_chose_it(a
 def test_a_kind_of_item_shown_to_fail_above_the_bound_of_use_is_a_concern() -> None:
     def kinds(low: float) -> list[dict[str, Any]]:
         joint = {"joint_after": {"low": low, "high": 0.5}, "joint_change": {"low": -0.2, "high": 0.0}}
-        one = {
-            "value": "9",
-            "items": 90,
-            **joint,
-            "p": 1.0,
-            "worse": False,
-            **difference(0.3, -0.1, -0.2, 0.0, before=0.4),
-        }
-        return [{"attribute": "label", "missing": 0, "values": [one]}]
+        one = {"value": "9", "items": 90, "p": 1.0, "worse": False, **joint}
+        values = [one | difference(0.3, -0.1, -0.2, 0.0, before=0.4)]
+        return [{"attribute": "label", "missing": 0, "values": values}]
 
     assert verdict_of(LEVELS, slices=kinds(0.19)).light == "green", "not shown: its interval reaches below the bound"
     above = verdict_of(LEVELS, slices=kinds(0.21))
@@ -76,11 +66,7 @@ def test_a_kind_of_item_shown_to_fail_above_the_bound_of_use_is_a_concern() -> N
     ("measure", "numbers", "word"),
     [
         ("clean_quality", {"change": -0.05, "low": -0.08, "high": -0.02}, "clean accuracy fell"),
-        (
-            "target_failure_rate",
-            {"before": 0.2, "after": 0.3, "change": 0.1, "low": 0.05, "high": 0.15},
-            "20.0% to 30.0%",
-        ),
+        ("target_failure_rate", difference(0.3, 0.1, 0.05, 0.15, before=0.2), "20.0% to 30.0%"),
     ],
 )
 def test_what_got_worse_beyond_chance_is_a_concern(measure: str, numbers: dict[str, float], word: str) -> None:

@@ -16,25 +16,14 @@ from stages.tasks.training import write_loader
 from tests.alone import load_alone
 
 CLASSES = ["'quoted'", "b", "c"]
-VIT = {
-    "model_type": "vit",
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 32,
-    "patch_size": 8,
-}
+VIT = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VIT |= {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
+VIEW = View(resize=(40, 40), interpolation="bilinear")
 COLOURS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 FORMS = {
     "small_cnn": {"architecture": "small_cnn", "shape": (1, 28, 28), "mean": 0.13, "std": 0.31},
     "timm": {"architecture": "resnet10t", "shape": (3, 32, 32), "view": View(resize=36), **COLOURS},
-    "torchvision": {
-        "architecture": "squeezenet1_1",
-        "shape": (3, 32, 32),
-        "view": View(resize=(40, 40), interpolation="bilinear"),
-        **COLOURS,
-    },
+    "torchvision": {"architecture": "squeezenet1_1", "shape": (3, 32, 32), "view": VIEW, **COLOURS},
     "transformers": {"architecture": "vit", "shape": (3, 32, 32), "settings": {"config": VIT, "bgr": True}, **COLOURS},
 }
 

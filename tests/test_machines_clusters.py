@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 
@@ -12,16 +11,10 @@ from tests.clusters import Cluster, answers, clone, dvc, lock, run, s3_remote, u
 from tests.finished import run_toys
 from tests.servers import free_port
 from tests.test_kill import all_gone, running
+from tests.test_runners import clusters
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace
 
-RUNNERS = [
-    pytest.param(
-        "dask", marks=pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
-    ),
-    pytest.param(
-        "ray", marks=(pytest.mark.nightly, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"))
-    ),
-]
+RUNNERS = clusters(pytest.mark.nightly)
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,6 @@ def mining(ten) -> Mining:
 
 @pytest.fixture(scope="module")
 def page(mining, tmp_path_factory):
-    """The page of this mining."""
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(catalogue("support", AUDIT, 0.0, mining), encoding="utf-8")
     return path
@@ -163,9 +162,8 @@ def test_it_is_open_to_everybody_and_filters_by_verdict(browser, mining, page):
 
 
 def test_hostile_texts_are_shown_as_texts(browser, mining, tmp_path):
-    example = MinedExample(
-        item=HOSTILE, text=HOSTILE, given=HOSTILE, original="", expected=HOSTILE, answered=HOSTILE, holds=[HOSTILE]
-    )
+    parts = dict.fromkeys(("item", "text", "given", "expected", "answered"), HOSTILE)
+    example = MinedExample(original="", holds=[HOSTILE], **parts)
     one = mining.findings[0].model_copy(update={"facts": [HOSTILE], "replaced": [HOSTILE], "examples": [example]})
     text = catalogue(HOSTILE, AUDIT, 0.0, mining.model_copy(update={"findings": [one]}))
     assert "<script>alert" not in text and len(re.findall("<script", text)) == len(re.findall("</script>", text))
@@ -181,13 +179,11 @@ PAGE = (ROOT / "docs" / "choosing-concepts.md").read_text(encoding="utf-8")
 
 
 def customers(request):
-    """Answer as the model in the example of the page."""
     said = facts(request["messages"][-1]["content"])
     return completion("Nobody knows." if said & {"has a negation", "says response"} else "It is known.")
 
 
 def support(path, url):
-    """Make the example's workspace, with a model at a URL."""
     pytest.importorskip("transformers")
     from tests.tiny_models import tiny_embedder
 

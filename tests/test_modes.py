@@ -108,9 +108,7 @@ def test_pairs_inside_are_uniform_and_different():
     region = Region({"a": (1, 4)})
     items, cells = draw_inside(space, region, np.arange(5), 1000, np.random.default_rng(0))
     every = {(i, a, b) for i in range(5) for a in (1, 4) for b in range(3)}
-    assert set(zip(items.tolist(), *cells.T.tolist(), strict=True)) == every and len(items) == len(every), (
-        "all there is"
-    )
+    assert {*zip(items.tolist(), *cells.T.tolist(), strict=True)} == every and len(items) == len(every), "all there is"
     drawn = [draw_inside(space, region, np.arange(5), 7, np.random.default_rng(k)) for k in range(600)]
     numbers = np.concatenate([i * 18 + space.flat(c) for i, c in drawn])
     assert stats.chisquare(np.unique(numbers, return_counts=True)[1]).pvalue > 0.001
@@ -227,13 +225,8 @@ class Half:
         cells = self.concepts.cells()
         item, cell = np.repeat(np.arange(items), len(cells)), np.tile(cells, (items, 1))
         failed = self.region.contains(self.concepts, cell) & (item % 2 == 0)
-        self.probes = pd.DataFrame(cell, columns=self.concepts.names).assign(
-            role="control",
-            item=[self.ids[i] for i in item],
-            repeat=0,
-            discrepancy=np.where(failed, 0.5, -0.5),
-            failed=failed,
-        )
+        table = pd.DataFrame(cell, columns=self.concepts.names).assign(role="control", repeat=0, failed=failed)
+        self.probes = table.assign(item=[self.ids[i] for i in item], discrepancy=np.where(failed, 0.5, -0.5))
 
     def named(self) -> list[Mode]:
         landscape, (modes, _) = modes_of(self.probes, self.ids, np.eye(len(self.ids)), self.concepts, 3, NO_FRESH)
@@ -378,10 +371,8 @@ def test_a_peak_is_named_beside_a_region_and_cut_out_of_one():
     space, cells, rates = rates_of_a_cell(0.6)
     alone = Region({name: (level,) for name, level in zip(space.names, CELL, strict=True)})
     corner = Region({"a": (0, 1), "b": (5, 6)})
-    assert regions_of(space, cells, np.where(corner.in_box(space, cells), 0.9, rates), SummarizeConfig()) == [
-        corner,
-        alone,
-    ]
+    beside = np.where(corner.in_box(space, cells), 0.9, rates)
+    assert regions_of(space, cells, beside, SummarizeConfig()) == [corner, alone]
     row = Region({"a": (6,), "b": (0,), "c": (3,)})
     weak = np.where(row.in_box(space, cells) & (rates < 0.5), 0.08, rates)
     assert alone in regions_of(space, cells, weak, SummarizeConfig())

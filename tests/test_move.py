@@ -63,7 +63,5 @@ def test_of_an_adapter_one_factor_is_scaled(tmp_path):
     save_file(learnt, tmp_path / "adapter" / "adapter_model.safetensors")
     scale_adapter(tmp_path / "adapter", 0.25, tmp_path / "out")
     found = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert {name: tensor.unique().tolist() for name, tensor in found.items()} == {
-        "layer.lora_A.weight": [1.0],
-        "layer.lora_B.weight": [0.25],
-    }
+    values = {name: tensor.unique().tolist() for name, tensor in found.items()}
+    assert values == {"layer.lora_A.weight": [1.0], "layer.lora_B.weight": [0.25]}

@@ -17,16 +17,11 @@ from tests.workspace import ROOT
 
 LONGEST = max(yaml.safe_load((ROOT / "params.yaml").read_text())["audits"], key=len)
 STAGE = f"collect_feedback@{LONGEST}"
-WHY = (
-    f"repairs.{LONGEST}.feedback modified",
-    f"data/{LONGEST}/summarize/landscape.parquet deleted",
-    "code changed",
-    "x",
-)
+GONE = f"data/{LONGEST}/summarize/landscape.parquet deleted"
+WHY = (f"repairs.{LONGEST}.feedback modified", GONE, "code changed", "x")
 LATE = datetime(2026, 11, 28, 23, 59, tzinfo=UTC)
-VERDICT = LastVerdict(
-    LONGEST, None, [], None, True, "decided by Ada Lovelace", revision="workspace", when=LATE, whole=True
-)
+SAID = "decided by Ada Lovelace"
+VERDICT = LastVerdict(LONGEST, None, [], None, True, SAID, revision="workspace", when=LATE, whole=True)
 
 
 def shown(show, found) -> str:
@@ -41,10 +36,8 @@ def shown(show, found) -> str:
 def test_a_plan_and_the_states_of_stages():
     stage = Stage(STAGE, "collect_feedback", LONGEST, 0, (), None, WHY)
     plan = Estimate([StageEstimate(stage, 1_234_567, 123_456, 12345.6, "here", 999_900_000, True)], 10**9)
-    for text in (
-        shown(show_plan, plan),
-        shown(show_status, Status(None, [], [], [], [StageState(STAGE, "runs now", WHY)])),
-    ):
+    status = Status(None, [], [], [], [StageState(STAGE, "runs now", WHY)])
+    for text in (shown(show_plan, plan), shown(show_status, status)):
         for whole in (STAGE, "feedback modified", "summarize/landscape.parquet deleted", "and 1 more"):
             assert whole in text, text
     assert "1,234,567" in shown(show_plan, plan) and "999.9 MB" in shown(show_plan, plan)

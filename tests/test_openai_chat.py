@@ -109,13 +109,13 @@ def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
     assert answer["text"] == text and told in str(chat.account.bill)
 
 
+SEED_LEFT_OUT = r"\(no seed; field seed\): a field .* can be left out.*settings: {seed: null"
+
+
 @pytest.mark.parametrize(
     ("response", "told"),
     [
-        (
-            said({"error": {"message": "no seed", "param": "seed"}}, 400),
-            r"\(no seed; field seed\): a field .* can be left out.*settings: {seed: null",
-        ),
+        (said({"error": {"message": "no seed", "param": "seed"}}, 400), SEED_LEFT_OUT),
         (said({"detail": "Not Found"}, 404), r"expected its base URL in openai, such as http://localhost:8000/v1"),
         (said({"error": {"message": "out of credits", "code": 402}}), r"402 Payment Required \(out of credits"),
         (said({"outputs": []}), r'expected a chat completion.*found {"outputs": \[\]}'),
@@ -134,35 +134,25 @@ LLAMA_CPP = {
     **{"code": 400, "type": "exceed_context_size_error", "n_prompt_tokens": 5031, "n_ctx": 2048},
     "message": "request (5031 tokens) exceeds the available context size (2048 tokens), try increasing it",
 }
-LITELLM = {"type": "invalid_request_error", "param": None, "code": "400"}
-OLLAMA = {"param": None, "code": None}
+LITELLM = {
+    **{"type": "invalid_request_error", "param": None, "code": "400"},
+    "message": "/chat/completions: Invalid model name passed in model=tiny. Call `/v1/models` to view"
+    " available models for your key.",
+}
+OLLAMA = {"param": None, "code": None, "message": "model 'tiny' not found", "type": "not_found_error"}
 
 
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [
         pytest.param(LLAMA_CPP, 400, LONG, id="llama.cpp b11549, too long"),
-        pytest.param(
-            LITELLM
-            | {
-                "message": "/chat/completions: Invalid model name passed in model=tiny. Call `/v1/models` to view"
-                " available models for your key."
-            },
-            *(400, UNKNOWN),
-            id="LiteLLM 1.105.7, unknown model",
-        ),
-        pytest.param(
-            OLLAMA | {"message": "model 'tiny' not found", "type": "not_found_error"},
-            *(404, UNKNOWN),
-            id="Ollama 0.33, unknown model",
-        ),
+        pytest.param(LITELLM, 400, UNKNOWN, id="LiteLLM 1.105.7, unknown model"),
+        pytest.param(OLLAMA, 404, UNKNOWN, id="Ollama 0.33, unknown model"),
     ],
 )
 def test_what_each_server_says_of_a_long_request_and_an_unknown_model_is_understood(error, status, told):
-    with (
-        served(first_sentence, lambda number: said({"error": error}, status), whole=True) as model,
-        pytest.raises(UsageError, match=told),
-    ):
+    refused = said({"error": error}, status)
+    with served(first_sentence, lambda _: refused, whole=True) as model, pytest.raises(UsageError, match=told):
         asked(endpoint(model.url), "One.")
     assert len(model.requests) == 1
 
@@ -176,10 +166,8 @@ def test_what_fails_for_the_moment_is_asked_again_and_paid_once():
         chat = endpoint(model.url)
         assert asked(chat, "One. Two.")[0]["text"] == "One."
     assert len(model.requests) == 3 and chat.account.bill.requests == 1
-    with (
-        served(first_sentence, lambda number: busy[1], whole=True) as model,
-        pytest.raises(InfrastructureError, match=r"502 Bad Gateway \(upstream is down; code 502\), 3 time"),
-    ):
+    told = pytest.raises(InfrastructureError, match=r"502 Bad Gateway \(upstream is down; code 502\), 3 time")
+    with served(first_sentence, lambda number: busy[1], whole=True) as model, told:
         asked(endpoint(model.url), "One.")
 
 
@@ -263,9 +251,8 @@ def texts(model):
 def test_max_cost_stops_a_stage_and_once_raised_nothing_is_paid_twice(workspace):
     with served(first_sentence, whole=True) as model:
         workspace(model.url, max_cost=0.0008)
-        with pytest.raises(
-            UsageError, match=r"max_cost: 0\.0008 is reached, the audit has cost 0\.000[89]\d* .*ask tiny behind"
-        ) as told:
+        reached = r"max_cost: 0\.0008 is reached, the audit has cost 0\.000[89]\d* .*ask tiny behind"
+        with pytest.raises(UsageError, match=reached) as told:
             stages.prepare.main("chat")
         assert "raise max_cost and run the audit again" in str(told.value) and not Path("data/chat/prepare").exists()
         stopped = len(model.requests)
@@ -279,13 +266,11 @@ def test_max_cost_stops_a_stage_and_once_raised_nothing_is_paid_twice(workspace)
         stages.discover.main("chat")
     assert len(texts(model)) == len(set(texts(model)))
     assert bill().requests == len(model.requests) and 0.0024 < cost() < 1
-    assert bill().completion == sum(
-        len(first_sentence(one)["choices"][0]["message"]["content"].split()) for one in model.requests
-    )
+    said = [first_sentence(one)["choices"][0]["message"]["content"] for one in model.requests]
+    assert bill().completion == sum(len(text.split()) for text in said)
 
 
 def loaded():
-    """Load the audit's task as later stages do."""
     return load_task("chat", load_params().audit("chat"), Path("data/chat/prepare"))
 
 
@@ -400,19 +385,14 @@ def test_what_a_chat_model_is_sent_of_the_generation_settings(inputs):
     (line,) = errors(generation={**GENERATION, "num_beams": 4})
     assert "num_beams has no effect" in line and "sent max_new_tokens, prompt, system alone" in line
     bfloat16 = news_context(inputs, config={"model": block("http://localhost:1")}, compute=Compute(dtype="bfloat16"))
-    assert Summarization.compute_errors(bfloat16) == [
-        "compute.dtype: bfloat16 is not for a model behind HTTP; expected float32 or float32"
-    ]
+    (line,) = Summarization.compute_errors(bfloat16)
+    assert line == "compute.dtype: bfloat16 is not for a model behind HTTP; expected float32 or float32"
 
 
 def test_a_model_that_only_thinks_is_told_before_anything_is_kept(tmp_path):
     thinks = said(completion("", "length"))
-    with (
-        served(first_sentence, lambda number: thinks, whole=True) as model,
-        pytest.raises(
-            UsageError, match=r"gives an empty answer to 3 plain articles \(finish_reason: length\)\. If it reasons"
-        ),
-    ):
+    told = r"gives an empty answer to 3 plain articles \(finish_reason: length\)\. If it reasons"
+    with served(first_sentence, lambda _: thinks, whole=True) as model, pytest.raises(UsageError, match=told):
         build(model.url, tmp_path)
     assert not (tmp_path / "model" / ANSWERS).exists()
 
@@ -442,10 +422,8 @@ def test_answers_are_given_again_until_a_preparation_begins_afresh(tmp_path):
 
 def test_a_cost_that_nobody_can_count_is_not_promised():
     silent = {"choices": [{"message": {"content": "A gist."}}]}
-    with (
-        served(lambda request: silent, whole=True) as model,
-        pytest.raises(UsageError, match=r"came without a count of their tokens .*remove prepare\.model\.max_cost"),
-    ):
+    told = r"came without a count of their tokens .*remove prepare\.model\.max_cost"
+    with served(lambda request: silent, whole=True) as model, pytest.raises(UsageError, match=told):
         asked(endpoint(model.url, price=PRICE, max_cost=1.0, concurrency=1), "One.", "Two.")
     assert len(model.requests) == 1
 

@@ -26,9 +26,9 @@ from tests.own_pictures import (
     FOLDER,
     answers,
     cached_repository,
+    check_answers,
     check_search,
     fails,
-    normalised,
     onnx_network,
     own_context,
     prepared,
@@ -57,9 +57,7 @@ def test_weights_of_ones_own_for_timm(inputs):
     form = task.model.form
     assert (form.shape, form.mean, form.std) == ((3, 32, 32), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert "w.pth, content " in form.origin and "mean and std as timm has them" in form.origin
-    pixels, logits = answers(task)
-    with torch.inference_mode():
-        assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
+    check_answers(task, net)
     check_search(task)
 
 
@@ -69,9 +67,7 @@ def test_a_folder_as_timm_writes_it(inputs):
     task = prepared(inputs, {"timm": "mine"}, FOLDER)
     form = task.model.form
     assert (form.classes, form.shape, form.mean) == (CLASSES, (3, 40, 40), [0.1, 0.2, 0.3])
-    pixels, logits = answers(task)
-    with torch.inference_mode():
-        assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
+    check_answers(task, net)
 
 
 def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, monkeypatch):
@@ -119,9 +115,7 @@ def test_weights_of_ones_own_for_torchvision(inputs):
     task = prepared(inputs, {"torchvision": "shufflenet_v2_x0_5", "weights": "w.pth", "classes": CLASSES})
     form = task.model.form
     assert "mean and std as torchvision has them" in form.origin
-    pixels, logits = answers(task)
-    with torch.inference_mode():
-        assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
+    check_answers(task, net)
     plain = prepared(inputs, {"torchvision": "shufflenet_v2_x0_5", "weights": "w.pth"}, FOLDER).model.form
     assert (plain.shape, plain.view.resize, plain.view.interpolation) == ((3, 224, 224), 256, "bilinear")
 
@@ -133,9 +127,7 @@ def test_a_folder_of_transformers(inputs):
     assert (form.classes, form.shape, form.mean, form.std) == (CLASSES, (3, 32, 32), [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     assert (form.view.resize, form.view.interpolation) == ((32, 32), "bicubic")
     assert str(inputs) not in (inputs.parent / "prepare" / "model" / "config.json").read_text()
-    pixels, logits = answers(task)
-    with torch.inference_mode():
-        assert torch.allclose(net(pixel_values=normalised(pixels, form.mean, form.std)).logits, logits, atol=1e-5)
+    check_answers(task, net, 1e-5)
     check_search(task)
 
 

@@ -110,7 +110,6 @@ VALUES = st.recursive(
 
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all values in a structure."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path for key, one in inner for path in ((*above, key), *places(one, (*above, key)))]
 
@@ -167,9 +166,7 @@ def is_sound(params: Params) -> None:
 
 @settings(max_examples=scaled(60))
 @given(mutated())
-def test_mutated_structures_are_refused_or_sound(
-    tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]
-) -> None:
+def test_mutated_params_are_refused_or_sound(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.yaml"
     path.write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
     note(path.read_text(errors="replace"))

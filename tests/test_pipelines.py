@@ -148,7 +148,6 @@ def test_a_wrong_scheduler_is_told_before_anything_runs_where_that_can_be(home, 
 
 @pytest.fixture(scope="module")
 def lora(home):
-    """A folder with LoRA weights that have an effect."""
     from peft.utils import get_peft_model_state_dict
 
     folder = home / "lora"

@@ -42,12 +42,8 @@ def text_audit(made, **parts):
         "data": {"datasets": "org/articles", "split": "train", "text": "body"},
         **parts,
     }
-    return audit_params(
-        task="stages.tasks.summarization:Summarization",
-        prepare=config,
-        concepts=dict(context.concepts),
-        discrepancy=dict(context.discrepancy),
-    )
+    blocks = {"concepts": dict(context.concepts), "discrepancy": dict(context.discrepancy)}
+    return audit_params(task="stages.tasks.summarization:Summarization", prepare=config, **blocks)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +61,8 @@ def workspace(made, tmp_path_factory):
 
 
 def repositories(made):
-    return hub(
-        {"org/summarizer": made / "summarizer", "org/encoder": made / "encoder"}, {"org/articles": made / "articles"}
-    )
+    models = {f"org/{name}": made / name for name in ("summarizer", "encoder")}
+    return hub(models, {"org/articles": made / "articles"})
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from stages.core.errors import UsageError
 from stages.core.processes import Crew
 from stages.params import Params
 from stages.tasks.classification import ImageClassification
-from tests.images import image_context, write_images
+from tests.images import image_context, stripes
 from tests.workspace import audit_params
 
 
@@ -115,14 +115,11 @@ def test_others_end_with_a_stage_that_is_killed():
     assert psutil.wait_procs(others, timeout=20)[1] == []
 
 
-def test_a_model_answers_alike_to_the_last_bit(tmp_path):
+def test_a_model_answers_alike_to_the_last_bit():
     """Every kind of model is shared by the same function of `LoadedTask`."""
-    write_images(tmp_path / "inputs/images.parquet")
-    context = image_context(tmp_path / "inputs")
+    context = image_context(stripes() / "inputs")
     context = replace(context, compute=replace(context.compute, processes=2))
-    (tmp_path / "prepare").mkdir()
-    ImageClassification.prepare(context, tmp_path / "prepare")
-    load = partial(ImageClassification.load, context, tmp_path / "prepare")
+    load = partial(ImageClassification.load, context, stripes() / "prepare")
     alone, shared = load(), load()
     shared.crew = Crew(2, load)
     rng = np.random.default_rng(0)

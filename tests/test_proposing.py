@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,8 +36,6 @@ def answer_of(*proposals):
 
 
 class Scripted:
-    """A model that gives prepared answers in order."""
-
     def __init__(self, *answers):
         self.answers = list(answers)
 
@@ -56,7 +55,6 @@ def glaring(path, url, **proposer):
 
 
 def write_as_people_do(workspace, params):
-    """Write params.yaml with each list of levels in one line."""
     (workspace.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False, default_flow_style=None))
 
 
@@ -132,9 +130,8 @@ def test_what_is_wrong_is_told_in_one_message(tmp_path):
             return told
 
         assert "found no proposer, expected a model that proposes" in refused(proposer=None)
-        assert "proposer.modle: unknown key, did you mean 'model'?" in refused(
-            proposer={**params["proposer"], "modle": "x"}
-        )
+        wrong = {**params["proposer"], "modle": "x"}
+        assert "proposer.modle: unknown key, did you mean 'model'?" in refused(proposer=wrong)
         planted = {"tiny": params["audits"]["tiny"] | {"task": "planted:PlantedTask"}}
         assert "audits.tiny.task: PlantedTask has no catalogue of concepts" in refused(audits=planted)
     long = said({"error": {"message": "too long", "code": "context_length_exceeded"}}, 400)
@@ -171,9 +168,8 @@ def test_texts_become_levels_of_their_own(tmp_path):
     tiny_causal(inputs / "model")
     tiny_embedder(inputs / "embedder")
     concepts = {"typos": [0, 0.3], "system": ["default", "terse"]}
-    audit = AuditConfig.model_validate(
-        audit_params(task="chat", prepare=PREPARE, concepts=concepts, discrepancy={"validity": -1})
-    )
+    blocks = {"prepare": PREPARE, "concepts": concepts, "discrepancy": {"validity": -1}}
+    audit = AuditConfig.model_validate(audit_params(task="chat", **blocks))
     vocabulary = vocabulary_of(Chat, context(inputs, concepts=concepts), audit)
     told = "\n".join(vocabulary.lines())
     assert "politeness: " in told and "typos: " not in told and "system: the system message; levels are texts" in told
@@ -248,9 +244,8 @@ def test_what_has_an_effect_enters_and_hardly_anything_else():
     entered = []
     for seed in range(4):
         levels = own | new
-        found = sweep(
-            lambda levels, seed=seed: Weighted(levels, weights, noise=0.05, seed=seed), levels, 400, seed=seed, only=new
-        )
+        model = partial(Weighted, weights=weights, noise=0.05, seed=seed)
+        found = sweep(model, levels, 400, seed=seed, only=new)
         assert [one.name for one in found.concepts] == [*new] and found.probes <= 400
         for one in found.concepts:
             made = Made(ProposedConcept(concept=one.name, levels=new[one.name]), new[one.name][1:])

@@ -57,21 +57,16 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path, concepts):
     learnt_ = learnt().model_dump(exclude={"scale", "decisions"})
     said = {"statement": f"2 reviewers {HOSTILE} agree.", "reviewers": ["a", "b"]}
     said |= dict.fromkeys(("actions", "rating", "bias"))
-    inputs["summary"] = {
-        **summary,
-        "ratings": {**learnt_, "sha256": "0" * 64, "fails_below": 4.5, "automatic": own, "agreement": said},
-    }
+    ratings = {**learnt_, "sha256": "0" * 64, "fails_below": 4.5, "automatic": own, "agreement": said}
+    inputs["summary"] = summary | {"ratings": ratings}
     write_landscape(tmp_path / "report.html", **inputs)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     section = re.search(r'<section id="ratings">.*?</section>', page, re.DOTALL)
     assert section is not None and page.index('<a href="#ratings">') < section.start()
     assert "&lt;b&gt;Ben&lt;/b&gt;" in section[0] and "<b>Ben" not in page and "<script>alert" not in page
     assert "expected rating below 4.5" in section[0] and "12.5%" in section[0]
-    assert "by Ada (12), &lt;b&gt;Ben" in section[0]
-    assert (
-        "outside the rated range" in section[0]
-        and "For 12.5% of the control&#39;s probes, no rating supports" in section[0]
-    )
+    assert "by Ada (12), &lt;b&gt;Ben" in section[0] and "outside the rated range" in section[0]
+    assert "For 12.5% of the control&#39;s probes, no rating supports" in section[0]
     drawn = charts(section[0])
     pairs = max(1, len(concepts) * (len(concepts) - 1) // 2)
     assert len(drawn) == 2 * pairs + 1 and "From discrepancies to ratings" in drawn
@@ -84,16 +79,14 @@ FLOW = "audits:\n  a:\n    discrepancy: {threshold: 0.0}   # said why\n    seed:
 BLOCK, REST = "audits:\n  a:\n    discrepancy:\n", "    seed: 1\nrepairs: {}\n"
 ENTRY = {"file": "data/a/ratings.json", "sha256": "0" * 64, "fails_below": 5}
 WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fails_below: 5}"
+DONE = FLOW.replace("0.0}", "0.0, " + WRITTEN + "}")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (FLOW, FLOW.replace("0.0}", "0.0, " + WRITTEN + "}")),
-        (
-            FLOW.replace("0.0}", "0.0, ratings: {file: x, fails_below: 3}}"),
-            FLOW.replace("0.0}", "0.0, " + WRITTEN + "}"),
-        ),
+        (FLOW, DONE),
+        (FLOW.replace("0.0}", "0.0, ratings: {file: x, fails_below: 3}}"), DONE),
         (
             BLOCK + "      threshold: 0.0   # why\n\n    # next\n" + REST,
             BLOCK + f"      threshold: 0.0   # why\n      {WRITTEN}\n\n    # next\n" + REST,

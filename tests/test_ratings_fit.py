@@ -1,6 +1,7 @@
 """Learning from ratings: the chosen map, its estimated error, and when nothing is learnt."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,8 @@ def people(
     rng = np.random.default_rng(seed)
     x = rng.uniform(-1, 1, n)
     scores = np.clip(np.round(curve(x) + rng.normal(0, noise, n)), 1, 10).astype(int)
-    return [
-        ExampleScore(float(d), int(s), f"i{k % items}", "AB"[k % 2])
-        for k, (d, s) in enumerate(zip(x, scores, strict=True))
-    ]
+    given = enumerate(zip(x, scores, strict=True))
+    return [ExampleScore(float(d), int(s), f"i{k % items}", "AB"[k % 2]) for k, (d, s) in given]
 
 
 def line(x: np.ndarray) -> np.ndarray:
@@ -63,9 +62,8 @@ def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
         own = rng.normal(5.5, 1.5, items)
         x = rng.random((items, 2))
         scores = np.clip(np.round(own[:, None] + 4 * (0.5 - x) + rng.normal(0, 1, x.shape)), 1, 10).astype(int)
-        return [
-            ExampleScore(float(x[i, k]), int(scores[i, k]), f"i{i}", "AB"[k]) for i in range(items) for k in range(2)
-        ]
+        pairs = product(range(items), range(2))
+        return [ExampleScore(float(x[i, k]), int(scores[i, k]), f"i{i}", "AB"[k]) for i, k in pairs]
 
     rng = np.random.default_rng(4)
     told, true = [], []
@@ -87,11 +85,8 @@ def test_maps_never_fall_and_stay_on_the_scale() -> None:
 def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
     # Each item has its own score, whatever its discrepancy, so scores can be predicted for seen items only.
     rng = np.random.default_rng(0)
-    scored = [
-        ExampleScore(float(k) + d / 10, s, f"i{k}", "A")
-        for k, s in enumerate(rng.integers(1, 11, 20))
-        for d in range(5)
-    ]
+    own = enumerate(rng.integers(1, 11, 20))
+    scored = [ExampleScore(float(k) + d / 10, s, f"i{k}", "A") for k, s in own for d in range(5)]
     assert not fit_ratings(scored, "quality").teaches
 
 

@@ -38,7 +38,6 @@ UNCHANGED = {"value": 0.75, "low": 0.53, "high": 0.88, "n": 20}
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both reports over four concepts, written once."""
     folder = tmp_path_factory.mktemp("reports")
     write_landscape(folder / "landscape.html", **make_inputs(*FOUR))
     write_comparison(folder / "comparison.html", **make_comparison(*FOUR))
@@ -51,11 +50,8 @@ def pages(paths: dict[str, Path]) -> dict[str, str]:
 
 
 def test_a_map_names_the_modes_that_are_not_on_it_but_not_those_about_items_alone():
-    modes = {
-        "M1": Region({}, {"label": ("9",)}),
-        "M2": Region({"fog": (1,)}),
-        "M3": Region({"tilt": (1,), "fog": (0,)}),
-    }
+    modes = {"M1": Region({}, {"label": ("9",)}), "M2": Region({"fog": (1,)})}
+    modes["M3"] = Region({"tilt": (1,), "fog": (0,)})
     assert _about_view(["tilt"], modes) == "Dashed: M3 has further conditions. Not on this map: M2."
 
 

@@ -13,8 +13,6 @@ from tests.review_samples import also_review, change_landscape, kept, make_revie
 
 
 class Window:
-    """A browser's page, with its errors and requests."""
-
     def __init__(self, browser: Any, server: ReviewServer, **context: Any) -> None:
         self.server = server
         shape = {"viewport": {"width": context.pop("width", 1200), "height": 900}, "reduced_motion": "reduce"}

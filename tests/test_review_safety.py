@@ -36,7 +36,6 @@ from tests.review_samples import (
 
 
 def follow(link: str) -> httpx.Response:
-    """The response to a link, for one request."""
     with httpx.Client(transport=Loopback()) as client:
         return client.get(link)
 
@@ -224,12 +223,8 @@ def test_what_models_and_data_say_is_shown_as_text(tmp_path, monkeypatch, kind):
 
 def test_what_a_reviewer_types_comes_back_as_text(ada):
     fields = form_of(ada.enter()) | {"reason": HOSTILE, "reviewer": f'"{HOSTILE}', "reason.M1": f"</textarea>{HOSTILE}"}
-    for fields_, status in (
-        (fields, 400),
-        (fields | {"landscape": "0" * 16}, 409),
-        (fields | {"decision": "reject"}, 200),
-    ):
-        answer = ada.send(fields_)
+    for more, status in (({}, 400), ({"landscape": "0" * 16}, 409), ({"decision": "reject"}, 200)):
+        answer = ada.send(fields | more)
         assert answer.status_code == status and HOSTILE not in answer.text and "&lt;script&gt;" in answer.text
     change_landscape()
     assert HOSTILE not in ada.send(fields).text
@@ -239,10 +234,8 @@ def test_links_are_given_to_who_knows_the_secret_alone(ada):
     ada.enter()
     secret = ada.served.keys.secret
     for authorization in ("", "Bearer", "Bearer wrong", f"Basic {secret}", secret, f"Bearer {secret}x"):
-        for answer in (
-            ada.client.post("/links?audit=x", headers={"Authorization": authorization}),
-            ada.client.get("/links", headers={"Authorization": authorization}),
-        ):
+        given = {"Authorization": authorization}
+        for answer in (ada.client.post("/links?audit=x", headers=given), ada.client.get("/links", headers=given)):
             assert answer.status_code == 404 and "token" not in answer.text
     known = {"Authorization": f"Bearer {secret}"}
     assert "token=" in ada.client.post("/links?audit=x", headers=known).json()["link"]
@@ -275,9 +268,8 @@ def test_requests_that_never_become_whole_end_and_keep_nobody_out(place, monkeyp
         for one in half:
             one.sendall(sent.format(host=link.host, cookie=cookie).encode())
         page = client.get(link.copy_with(path="/review/x", query=None))
-        answer = client.post(
-            page.url, data=form_of(page.text) | {"decision": "reject"}, headers={"Origin": str(page.url.join("/"))[:-1]}
-        )
+        fields, origin = form_of(page.text) | {"decision": "reject"}, str(page.url.join("/"))[:-1]
+        answer = client.post(page.url, data=fields, headers={"Origin": origin})
         assert page.status_code == 200 and answer.status_code in (200, 400)
         for one in half:  # closed by the server, not by this end's time-out
             with contextlib.suppress(ConnectionResetError):
@@ -308,16 +300,12 @@ def test_no_request_at_all_brings_an_error_of_the_server(ada, data):
     fields |= data.draw(st.dictionaries(NAMES, WORDS | st.none().map(lambda _: "9" * 400), max_size=5), "fields")
     body = data.draw(st.just(urlencode(fields, errors="replace").encode()) | st.binary(max_size=200), "body")
     headers = {"Origin": URL, "Content-Type": "application/x-www-form-urlencoded"}
-    headers |= data.draw(
-        st.dictionaries(HEADERS, st.binary(max_size=40).map(lambda b: b.decode("latin-1")), max_size=2)
-    )
+    values = st.binary(max_size=40).map(lambda b: b.decode("latin-1"))
+    headers |= data.draw(st.dictionaries(HEADERS, values, max_size=2))
     method = data.draw(st.sampled_from(["POST", "GET", "HEAD", "PUT", "OPTIONS", "DELETE"]), "method")
-    query = urlencode(
-        data.draw(st.dictionaries(st.sampled_from(["token", "again", "audit"]), WORDS, max_size=2)), errors="replace"
-    )
-    answer = ada.client.request(
-        method, f"{path}?{query}", content=body, headers={k: v.encode("latin-1") for k, v in headers.items()}
-    )
+    asked = data.draw(st.dictionaries(st.sampled_from(["token", "again", "audit"]), WORDS, max_size=2))
+    path, sent = f"{path}?{urlencode(asked, errors='replace')}", {k: v.encode("latin-1") for k, v in headers.items()}
+    answer = ada.client.request(method, path, content=body, headers=sent)
     assert answer.status_code < 500
 
 

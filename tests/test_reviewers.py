@@ -181,10 +181,8 @@ def test_keys_are_edited_and_no_other_byte():
     assert with_keys(text, {"x": {}, "y": {}, "z": {}}) == BLOCK
     less = with_keys(text, {"x": {"yes": two}})
     assert yaml.safe_load(less)["repairs"]["x"]["feedback"]["keys"] == {"yes": two}
-    assert (
-        yaml.safe_load(with_keys(less, {"x": {"yes": two, "Zoë": one}}))["repairs"]["x"]["feedback"]["keys"]["Zoë"]
-        == one
-    )
+    more = yaml.safe_load(with_keys(less, {"x": {"yes": two, "Zoë": one}}))
+    assert more["repairs"]["x"]["feedback"]["keys"]["Zoë"] == one
     assert with_keys(BLOCK.replace("\n", "\r\n"), {"x": wanted}).count("\r\n") == BLOCK.count("\n") + 3
     with pytest.raises(UsageError, match=r"other audits that share it; write there:\n  repairs.y.feedback.keys: \{"):
         with_keys(BLOCK, {"y": {"yes": two}})

@@ -111,7 +111,6 @@ def above(stage: psutil.Process) -> list[psutil.Process]:
 
 
 def worker_of(stage: psutil.Process) -> psutil.Process:
-    """The worker process that runs a stage: the parent of our first process."""
     return above(stage)[-1].parent()
 
 
@@ -230,9 +229,7 @@ def on_gpus(path: Path, kind: str, names: str) -> Workspace:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "ending"), [("dask", "ctrl-c"), ("ray", "kill")])
-def test_stopped_or_killed_nothing_is_left_and_the_same_command_resumes_whatever_happens_to_a_worker(
-    kind, ending, tmp_path, server
-):
+def test_stopped_or_killed_it_leaves_nothing_and_resumes_whatever_happens_to_a_worker(kind, ending, tmp_path, server):
     pytest.importorskip({"dask": "distributed"}.get(kind, kind))
     toys = on_gpus(tmp_path / "toys", kind, "a")
     toys.toy(discover__a={"sleep": 600})

@@ -142,9 +142,8 @@ def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
         deployment = client.read_deployment_by_name("audit/mine")
         assert deployment.parameters == {"audits": ["tiny"]} and deployment.entrypoint == "flows.audit.audit"
         assert [schedule.active for schedule in deployment.schedules] == [False]
-        assert deployment.pull_steps == [
-            {"prefect.deployments.steps.set_working_directory": {"directory": str(here.resolve())}}
-        ]
+        where = {"directory": str(here.resolve())}
+        assert deployment.pull_steps == [{"prefect.deployments.steps.set_working_directory": where}]
         assert deployment.global_concurrency_limit is not None and deployment.global_concurrency_limit.limit == 1
         assert deployment.concurrency_options is not None
         assert deployment.concurrency_options.collision_strategy.value == "ENQUEUE"
@@ -176,7 +175,6 @@ def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
     with pytest.raises(UsageError, match=r"belongs to another workspace .*toys on .*give this one's another name"):
         apply(read_entries())
     (other.path / "prefect.yaml").write_text((here / "prefect.yaml").read_text().replace("taken", "free"))
-    with pytest.raises(
-        UsageError, match=r"audit/my-renamed of this .* runs in work pool 'taken', not 'free': give it an"
-    ):
+    told = r"audit/my-renamed of this .* runs in work pool 'taken', not 'free': give it an"
+    with pytest.raises(UsageError, match=told):
         apply(read_entries())

@@ -140,7 +140,6 @@ class Served:
         self.process.wait()
 
     def run(self) -> UUID:
-        """Start the audit's deployment, as its schedule would."""
         with client_of(self.api) as client:
             return client.create_flow_run_from_deployment(client.read_deployment_by_name("audit/tiny").id).id
 
@@ -174,10 +173,8 @@ def served(here) -> Iterator[Served]:
 @pytest.mark.slow
 def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     told = served.log.read_text()
-    assert re.search(
-        rf"http://faded-[0-9a-f]{{32}}\.localhost:{served.api.split(':')[-1].removesuffix('/api')}\b", told
-    )
-    assert "Audits:" in told and "tiny" in told
+    port = served.api.split(":")[-1].removesuffix("/api")
+    assert re.search(rf"http://faded-[0-9a-f]{{32}}\.localhost:{port}\b", told) and "Audits:" in told and "tiny" in told
 
     # The same audit twice: the second time nothing has changed, and its message says so.
     assert (served.ended(served.run()).name, here.executed()) == ("Completed", ALL)

@@ -28,8 +28,7 @@ from tests.test_explorers import ids, make_task
 
 
 @pytest.mark.parametrize(
-    ("items", "cells", "budget", "shards"),
-    [(200, 2401, 4000, 4), (7, 6, 20, 3), (10, 4, 40, 3), (5, 100, 5, 5)],
+    ("items", "cells", "budget", "shards"), [(200, 2401, 4000, 4), (7, 6, 20, 3), (10, 4, 40, 3), (5, 100, 5, 5)]
 )
 def test_shares_divide_items_and_budget_without_rest(items: int, cells: int, budget: int, shards: int) -> None:
     names = [f"i{n}" for n in range(items)]
@@ -56,9 +55,8 @@ def test_more_shares_than_items_or_probes_are_refused() -> None:
     with pytest.raises(UsageError, match=r"discover\.shards is 4, but there are 3 probes of discover\.budget"):
         divide(list("abcd"), 10, 3, 4, seed=0)
     # With one item less than the last share has, a share would get none of the four probes.
-    with pytest.raises(
-        UsageError, match=r"shards is 4: of 5 items and .*budget of 4 probes a share would get no probe"
-    ):
+    told = r"shards is 4: of 5 items and .*budget of 4 probes a share would get no probe"
+    with pytest.raises(UsageError, match=told):
         divide(list("abcde"), 100, 4, 4, seed=0)
 
 
@@ -128,10 +126,8 @@ def test_what_is_merged_is_what_was_found(parts) -> None:
     assert "random_probes" in whole.metrics["agent"] and result.metrics["agent"]["surrogate"] == "process"
     everything = pd.concat([part.probes for part in parts])
     key = ["role", "item", *space.names, "discrepancy"]
-    pd.testing.assert_frame_equal(
-        everything[key].sort_values(key).reset_index(drop=True),
-        result.probes[key].sort_values(key).reset_index(drop=True),
-    )
+    found, merged = (table[key].sort_values(key, ignore_index=True) for table in (everything, result.probes))
+    pd.testing.assert_frame_equal(found, merged)
 
 
 def test_an_enumerated_grid_is_enumerated_in_shares() -> None:
@@ -188,10 +184,7 @@ UNLIKE = r"with device cpu \(shares 1, 3\) and with device cuda \(NVIDIA H100\) 
         ({"device": "cuda (NVIDIA H100)"}, UNLIKE),
         (lambda at: (at / "probes.parquet").unlink(), r"2/probes\.parquet is missing"),
         (lambda at: rewrite(at, lambda t: t.drop(columns="valid")), r"expected the columns a, b, c, .*found a, b, c"),
-        (
-            lambda at: rewrite(at, lambda t: t.assign(role="judge")),
-            r"has the role\(s\) judge, expected",
-        ),
+        (lambda at: rewrite(at, lambda t: t.assign(role="judge")), r"has the role\(s\) judge, expected"),
     ],
 )
 def test_a_part_that_does_not_belong_is_refused(written, spoil, message: str) -> None:

@@ -13,7 +13,6 @@ AUDITS = ("tiny", "other")
 
 
 def together(workspace: Workspace, results: list[tuple[str, str]], **changed: Run) -> SideBySide:
-    """The results, with some runs replaced."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
         runs = {pair: changed.get(pair[1]) or read_run(*pair) for pair in results}
         patch.setattr(flows.views.side_by_side, "read_run", lambda *pair: runs[pair])

@@ -80,9 +80,8 @@ def test_what_is_not_a_whole_spot_check_of_this_model_is_refused(tmp_path: Path)
     with pytest.raises(UsageError, match="20 draws"):
         correct(LINE, control, people.head(5), 0)
     path = tmp_path / "check.csv"
-    written = people.assign(
-        cell=[" ".join(map(str, cell)) for cell in people["cell"]], fails=["Yes"] + ["no"] * (len(people) - 1)
-    )
+    cells = [" ".join(map(str, cell)) for cell in people["cell"]]
+    written = people.assign(cell=cells, fails=["Yes"] + ["no"] * (len(people) - 1))
     written.to_csv(path, index=False)
     read = parse_spot_check(path.read_bytes(), path)
     assert read["fails"].tolist() == [True] + [False] * (len(people) - 1)
@@ -131,10 +130,8 @@ def test_people_judge_a_table_and_the_next_verdict_has_the_corrected_rate(tmp_pa
         assert load_params().audit("other").summarize.spot_check is not None
     run_stages(workspace, "other", STAGES[2:4])
     with inside(workspace):
-        corrected, page = (
-            audit_folder("other").report.verdict.corrected,
-            Path("data/other/report/report.html").read_text(),
-        )
+        corrected = audit_folder("other").report.verdict.corrected
+        page = Path("data/other/report/report.html").read_text()
         assert corrected is not None and corrected.overall.value == pytest.approx(before.overall.value)
         assert "drawn at random as they occur in use" in page
         # Decisions are on a landscape, and hold: people's verdicts change nothing in it.

@@ -35,12 +35,9 @@ def reasons(folder, *texts):
 
 def test_json_lines_with_references_and_splits(tmp_path):
     first, second = articles(2)
-    taken, skipped = load_lines(
-        tmp_path,
-        [{"body": first, "gist": "  Short  one. ", "part": "test"}, {"body": second, "gist": "", "part": "discover"}],
-        summary="gist",
-        split="part",
-    )
+    lines = [{"body": first, "gist": "  Short  one. ", "part": "test"}]
+    lines += [{"body": second, "gist": "", "part": "discover"}]
+    taken, skipped = load_lines(tmp_path, lines, summary="gist", split="part")
     assert skipped == []
     assert taken == [Article("news-1", first, "Short one.", "test"), Article("news-2", second, "", "discover")]
 

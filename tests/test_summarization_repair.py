@@ -55,21 +55,18 @@ def context(inputs, concepts=None):
             for thing, other in [(THINGS[i], THINGS[i - 3])]
         ]
         (inputs / "articles.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return TaskContext(
-        audit="tiny",
-        seed=7,
-        config={
-            "model": {"transformers": "model"},
-            "data": {"jsonl": "articles.jsonl", "text": "text", "summary": "summary", "min_words": 20},
-            "items": {"discover": 2, "repair": 6, "test": 2},
-            "generation": {"max_new_tokens": 6},
-            "embedder": {"transformers": "embedder"},
-        },
-        concepts=concepts or {"letter_case": ["as_is", "upper"], "word_order": [0, 4]},
-        discrepancy={"threshold": 0.1, "validity": -1.0},
-        inputs=inputs,
-        compute=Compute(threads=1, batch_size=4),
+    config = {
+        "model": {"transformers": "model"},
+        "data": {"jsonl": "articles.jsonl", "text": "text", "summary": "summary", "min_words": 20},
+        "items": {"discover": 2, "repair": 6, "test": 2},
+        "generation": {"max_new_tokens": 6},
+        "embedder": {"transformers": "embedder"},
+    }
+    asked = (
+        concepts or {"letter_case": ["as_is", "upper"], "word_order": [0, 4]},
+        {"threshold": 0.1, "validity": -1.0},
     )
+    return TaskContext("tiny", 7, config, *asked, inputs, Compute(threads=1, batch_size=4))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +110,6 @@ def example(task, cell=(1, 1), **said):
 
 @pytest.fixture(scope="module")
 def repaired(home, tmp_path_factory):
-    """A repair, its record, and the task it was made with."""
     task, out = Summarization.load(context(home / "inputs"), home / "prepare"), tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.summarizer.model.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
@@ -363,9 +359,7 @@ def passing(task, monkeypatch):
 
 
 @pytest.mark.parametrize("control", [None, "as_used", "clean"])
-def test_pairs_that_must_pass_take_the_place_of_some_changed_articles_and_change_no_other_lesson(
-    task, passing, control
-):
+def test_pairs_that_must_pass_take_the_place_of_changed_articles_and_change_no_other_lesson(task, passing, control):
     asked = plan(control=control, batch_size=8, replay=0.25)
     steps = [[lessons_of(task, one)[2](step) for step in range(4)] for one in (asked, with_pairs(asked, passing))]
     learnt = []

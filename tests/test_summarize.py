@@ -39,9 +39,8 @@ def mode() -> Mode:
 
 def record(task, probes, mode: Mode) -> ModeRecord:
     known = {"lift": mode.lift, "minimal": Minimal(reached=0, of=0, median_radius=None), "invalid": None}
-    return ModeRecord(
-        **measure_region(mode, task.concepts), **known, examples=pick_examples(task.concepts, mode, probes, 0)
-    )
+    examples = pick_examples(task.concepts, mode, probes, 0)
+    return ModeRecord(**measure_region(mode, task.concepts), **known, examples=examples)
 
 
 def test_examples_lie_in_the_mode_and_are_of_different_items(probed):

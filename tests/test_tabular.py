@@ -26,6 +26,7 @@ from tests.alone import load_alone
 from tests.finished import faded, run_stages
 from tests.workspace import Workspace
 
+PLAN = RepairPlan([TargetMode("m", Region({"drift": (1, 2)}))], {"method": "risk-weighted"}, 7)
 CONCEPTS = {"gain": [0, 10, 20], "drift": [0, 0.5, 1], "noise": [0, 0.5], "missing": [0, 0.4]}
 
 
@@ -101,17 +102,23 @@ def test_a_model_is_kept_without_a_pickle_and_another_one_is_refused(prepared, t
         TabularClassification.load(context(), tmp_path / "copy")
 
 
-def test_a_repair_fails_less_where_it_was_aimed(task, prepared, tmp_path):
-    mode = TargetMode("m", Region({"drift": (1, 2)}))
-    record = task.repair(RepairPlan([mode], {"method": "risk-weighted"}, 7), tmp_path / "repaired")
+@pytest.fixture(scope="module")
+def repaired(prepared, tmp_path_factory) -> tuple[Path, Any]:
+    """A repaired model, and the record of its repair."""
+    out = tmp_path_factory.mktemp("repaired") / "model"
+    return out, TabularClassification.load(context(), prepared).repair(PLAN, out)
+
+
+def test_a_repair_fails_less_where_it_was_aimed(prepared, repaired):
+    out, record = repaired
     assert record.details["failures_after"] < record.details["failures_before"]
-    assert "drift >= 0.5" in (tmp_path / "repaired" / "README.md").read_text()
-    after = TabularClassification.load(context(), prepared, tmp_path / "repaired")
+    assert "drift >= 0.5" in (out / "README.md").read_text()
+    after = TabularClassification.load(context(), prepared, out)
     assert len(after.model.rows) == 169 + 130 + 4 * 130
 
 
 def test_pairs_that_must_pass_are_fitted_beside_the_other_rows(task, prepared, tmp_path):
-    plan = RepairPlan([TargetMode("m", Region({"drift": (1, 2)}))], {"method": "risk-weighted", "copies": 3}, 7)
+    plan = replace(PLAN, settings={**PLAN.settings, "copies": 3})
     item, cell = task.items.ids("repair")[0], [1, 0, 0, 0]
     task.repair(plan, tmp_path / "without")
     task.repair(replace(plan, must_pass=[Pair(item, cell)]), tmp_path / "with")
@@ -126,8 +133,7 @@ def test_pairs_that_must_pass_are_fitted_beside_the_other_rows(task, prepared, t
 def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path, share):
     settings = {"max_depth": 3, "criterion": "entropy", "n_estimators": 5}
     task.model = RowModel.fit("random_forest", settings, 7, task.rows, task.items.table["label"].to_numpy())
-    plan = RepairPlan([TargetMode("m", Region({"drift": (1, 2)}))], {"method": "risk-weighted"}, 7)
-    task.repair(plan, tmp_path / "whole")
+    task.repair(PLAN, tmp_path / "whole")
     task.move(tmp_path / "whole", share, tmp_path / "repaired")
     asked = task.rows.head(50)
     asked.to_csv(tmp_path / "rows.csv", index=False)
@@ -138,40 +144,26 @@ def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path, shar
     assert np.allclose(np.array(odds.split(), float).reshape(known.shape).clip(1e-12), np.exp(known), atol=1e-6)
 
 
-@pytest.fixture
-def repaired(task, tmp_path) -> Path:
-    mode = TargetMode("m", Region({"drift": (1, 2)}))
-    task.repair(RepairPlan([mode], {"method": "risk-weighted"}, 7), tmp_path / "repaired")
-    return tmp_path / "repaired"
-
-
 def test_a_repair_goes_part_of_the_way_from_the_model_under_test_to_what_was_fitted(task, prepared, repaired, tmp_path):
     rows, margins = task.rows.head(100), []
     for share in (0.0, 0.25, 0.5, 1.0):
-        task.move(repaired, share, tmp_path / str(share))
+        task.move(repaired[0], share, tmp_path / str(share))
         found = RowModel.read(tmp_path / str(share)).log_odds(rows)
         assert np.allclose(np.exp(found).sum(1), 1)
         margins.append(found[:, 0] - found[:, 1])
     start, quarter, half, end = margins
     assert np.abs(end - start).max() > 0.1 and np.allclose(quarter, 0.75 * start + 0.25 * end, atol=1e-6)
     assert np.allclose(half, 0.5 * start + 0.5 * end, atol=1e-6)
-    for share, whole in (("0.0", prepared / "model"), ("1.0", repaired)):
+    for share, whole in (("0.0", prepared / "model"), ("1.0", repaired[0])):
         for path in whole.iterdir():
             assert (tmp_path / share / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_repair_breaks_no_more_than_its_budget_of_harm(prepared, tmp_path):
     config, budget = context(), HarmConfig(newly_failing=0.01, clean=0.01)
-    audit = AuditConfig(
-        seed=config.seed,
-        task="tabular-classification",
-        compute={"threads": 1, "backend": "eager"},
-        prepare=config.config,
-        concepts=CONCEPTS,
-        discrepancy=config.discrepancy,
-        discover={"budget": 100},
-        summarize={},
-    )
+    blocks = {"prepare": config.config, "concepts": CONCEPTS, "discrepancy": config.discrepancy, "summarize": {}}
+    blocks |= {"compute": {"threads": 1, "backend": "eager"}, "discover": {"budget": 100}}
+    audit = AuditConfig(seed=config.seed, task="tabular-classification", **blocks)
     learner = load_learner("rows", audit, prepared, budget.held_out)
     plan = RepairPlan([TargetMode("m", Region({"gain": (2,)}))], {"method": "risk-weighted"}, 7)
     learner.repair(plan, folder := tmp_path / "models" / "repaired")

@@ -115,10 +115,9 @@ def test_aimed_lessons_show_a_target_and_say_nothing_that_is_not_true(task):
     assert len(aimed) == 0.75 * len(learnt)
     assert {tuple(shown(album, words, lesson)) for lesson in aimed} == {("red", "black")}
     assert not any(word in lesson.caption for lesson in aimed for word in ("blue", "green", "white"))
-    assert {lesson.caption for lesson in aimed if not lesson.caption.startswith("see")} == {
-        f"{start} red box on a black background"
-        for start in {template.split()[0] for template in task.items.table.query("split == 'repair'")["label"]}
-    }
+    starts = {template.split()[0] for template in task.items.table.query("split == 'repair'")["label"]}
+    said = {lesson.caption for lesson in aimed if not lesson.caption.startswith("see")}
+    assert said == {f"{start} red box on a black background" for start in starts}
 
 
 def test_replayed_lessons_are_of_no_target(task):
@@ -188,21 +187,17 @@ def test_own_drawings_are_learnt_under_their_prompts_where_the_judge_finds_them_
 def test_what_was_right_of_pairs_that_must_pass_is_learnt_and_changes_no_other_lesson(lenient, control):
     pairs = [Pair(item, [2, 1]) for item in lenient.items.ids("test")[:4]]
     asked = plan(batch_size=8, replay=0.25, control=control)
-    (without, *_), (within, album, _) = (
-        lessons(lenient, dataclasses.replace(asked, must_pass=must)) for must in ((), pairs)
-    )
+    without, within = (dataclasses.replace(asked, must_pass=must) for must in ((), pairs))
+    (without, *_), (within, album, _) = lessons(lenient, without), lessons(lenient, within)
     kept = [lesson for lesson in within if lesson.picture >= len(album.table)]
-    assert {lesson.caption for lesson in kept} == {
-        order.prompt for [order, _] in lenient.orders([pair.item for pair in pairs], np.array([[2, 1]] * 4))
-    }
+    orders = lenient.orders([pair.item for pair in pairs], np.array([[2, 1]] * 4))
+    assert {lesson.caption for lesson in kept} == {order.prompt for [order, _] in orders}
     assert len({lesson.picture for lesson in kept}) == 4 and all(lesson.replayed for lesson in kept)
     assert [lesson in kept for lesson in within] == [n % 8 >= 6 for n in range(len(within))], "a quarter, the last"
     assert all(now == before for now, before in zip(within, without, strict=True) if now not in kept)
 
 
-def test_a_pair_that_must_pass_and_was_never_right_is_not_learnt_and_one_takes_no_more_than_its_place(
-    task, monkeypatch
-):
+def test_a_pair_that_must_pass_but_never_did_is_not_learnt_and_one_takes_no_more_than_its_place(task, monkeypatch):
     asked = dataclasses.replace(plan(batch_size=8), must_pass=[Pair(task.items.ids("test")[0], [2, 1])])
     judging(monkeypatch, task, lambda n: {"alignment": 0.9, "right": {"colour": n == 1}})
     learnt, album, _ = lessons(task, asked)
@@ -213,7 +208,6 @@ def test_a_pair_that_must_pass_and_was_never_right_is_not_learnt_and_one_takes_n
 
 @pytest.fixture(scope="module")
 def repaired(loaded, tmp_path_factory):
-    """A repair, its record, and the task it was made with."""
     task, out = loaded, tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
@@ -287,12 +281,8 @@ def test_all_trained_layers_are_written_and_read_back(tmp_path):
 def training_of(pipeline, checkpoint=None, prediction=None, **settings):
     images = captioned()["image"].tolist()
     asked = TextToImageRepair.model_validate({**QUICK, **settings})
-    batch = [
-        PictureLesson(0, "a red box"),
-        PictureLesson(5, "a blue box"),
-        PictureLesson(9, "a box", True),
-        PictureLesson(3, "one box", True),
-    ]
+    batch = [PictureLesson(0, "a red box"), PictureLesson(5, "a blue box")]
+    batch += [PictureLesson(9, "a box", True), PictureLesson(3, "one box", True)]
     return LoraTraining(pipeline, images, [batch] * asked.steps, asked, Compute(threads=1, batch_size=3), 7, checkpoint)
 
 
@@ -303,9 +293,8 @@ def trained(pipeline, **settings):
 
 
 def pairs_of(task, asked):
-    return PicturePairs(
-        task, asked, checked(TextToImageRepair, asked.settings, "restructure.settings"), vocabulary(task)
-    )
+    settings = checked(TextToImageRepair, asked.settings, "restructure.settings")
+    return PicturePairs(task, asked, settings, vocabulary(task))
 
 
 def dpo(**settings):

@@ -61,9 +61,8 @@ def test_shares_of_darker_blurred_and_noisy_digits_are_found():
 
     pictures = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
     pictures = torch.nn.functional.interpolate(pictures, size=(16, 16), mode="bilinear")
-    space = image_space(
-        {"rotation": [0, 20], "darkening": [0, 0.3, 0.6], "blur": [0, 0.8, 1.5], "noise": [0, 0.05, 0.15]}
-    )
+    levels = {"rotation": [0, 20], "darkening": [0, 0.3, 0.6], "blur": [0, 0.8, 1.5], "noise": [0, 0.05, 0.15]}
+    space = image_space(levels)
     transforms = ImageTransforms(space)
 
     def measured(items: np.ndarray, cells: np.ndarray, seed: int) -> np.ndarray:
@@ -137,12 +136,10 @@ class Painter:
 
     def orders(self, ids: list[str], cells: np.ndarray) -> list[list[Any]]:
         names = self.concepts.names
-        words = [
-            {n: str(c.levels[k]) for n, c, k in zip(names, self.concepts.concepts, cell, strict=True)} for cell in cells
-        ]
-        return [
-            [SimpleNamespace(prompt=fill(self.templates[int(i)], said))] for i, said in zip(ids, words, strict=True)
-        ]
+        concepts = self.concepts.concepts
+        words = [{n: str(c.levels[k]) for n, c, k in zip(names, concepts, cell, strict=True)} for cell in cells]
+        prompts = [fill(self.templates[int(i)], said) for i, said in zip(ids, words, strict=True)]
+        return [[SimpleNamespace(prompt=prompt)] for prompt in prompts]
 
 
 def test_shares_of_the_words_of_prompts_are_found(tmp_path):
@@ -177,13 +174,8 @@ def test_shares_of_drift_and_missing_values_are_found_in_a_table(tmp_path):
         return None, pd.DataFrame(changes(rows.iloc[[int(i) for i in ids]].to_numpy(), cells, chance), columns=names)
 
     table = pd.DataFrame({"id": [str(i) for i in range(400)], "split": "discover"})
-    task = SimpleNamespace(
-        concepts=space,
-        rows=rows,
-        table=SimpleNamespace(measured=names),
-        items=SimpleNamespace(table=table),
-        changed=changed,
-    )
+    parts = {"table": SimpleNamespace(measured=names), "items": SimpleNamespace(table=table)}
+    task = SimpleNamespace(concepts=space, rows=rows, changed=changed, **parts)
     truth = {"drift": [0.8, 0.15, 0.05], "missing": [0.7, 0.3]}
     others = rng.normal(5, 2, (500, 12))
     cells = drawn(space, truth, 500, rng)
@@ -208,18 +200,15 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path):
 
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory):
-    """A workspace with a prepared classifier of stripes."""
-    audit = quick_audit(
-        task="image-classification",
-        prepare={
-            "model": {"train": "small_cnn", "epochs": 1, "batch_size": 32},
-            "data": {"parquet": "images.parquet"},
-            "items": {"discover": 60, "repair": 150, "test": 150},
-        },
-        discrepancy={},
-        concepts={"rotation": [0, 30], "darkening": [0, 0.4, 0.8], "noise": [0, 0.2]},
-        usage={"changes": [2, 1], "levels": {"rotation": {0: 9, 30: 1}}},
-    )
+    prepare = {
+        "model": {"train": "small_cnn", "epochs": 1, "batch_size": 32},
+        "data": {"parquet": "images.parquet"},
+        "items": {"discover": 60, "repair": 150, "test": 150},
+    }
+    concepts = {"rotation": [0, 30], "darkening": [0, 0.4, 0.8], "noise": [0, 0.2]}
+    usage = {"changes": [2, 1], "levels": {"rotation": {0: 9, 30: 1}}}
+    blocks = {"prepare": prepare, "concepts": concepts, "usage": usage, "discrepancy": {}}
+    audit = quick_audit(task="image-classification", **blocks)
     workspace = make_workspace(tmp_path_factory.mktemp("usage") / "ws", {"stripes": audit, "tiny": quick_audit()}, {})
     write_images(workspace.path / "data/stripes/inputs/images.parquet")
     run_stages(workspace, "stripes", ["prepare"])
@@ -260,10 +249,7 @@ def test_measured_shares_are_printed_and_written(stripes):
         (["stripes", "--write"], "--write needs --from PATH"),
         (["stripes", "--from", "nowhere"], "there is no such file or folder"),
         (["stripes", "--from", "params.yaml"], "is not a folder, expected a folder of pictures"),
-        (
-            ["tiny", "--from", "params.yaml"],
-            "nothing is known of the inputs of PlantedTask; state their usage yourself",
-        ),
+        (["tiny", "--from", "params.yaml"], "nothing is known of the inputs of PlantedTask; state their usage"),
     ],
 )
 def test_what_cannot_be_measured_is_told(stripes, arguments, told):
@@ -280,9 +266,8 @@ COMMON = np.array([0.8, 0.15, 0.05])  # levels of darkening
 
 def of_darkening(shares: np.ndarray, inputs: int | None) -> ConceptSpace:
     levels = {0: shares, 1: np.array([0.9, 0.1])}
-    return replace(
-        GRID, usage=Usage.of(GRID.sizes, GRID.neutral_levels, None, levels, (), {0: inputs} if inputs else {})
-    )
+    known = {0: inputs} if inputs else {}
+    return replace(GRID, usage=Usage.of(GRID.sizes, GRID.neutral_levels, None, levels, (), known))
 
 
 def test_intervals_in_use_hold_what_a_usage_measured_on_few_inputs_may_be_off():
@@ -301,12 +286,9 @@ def test_intervals_in_use_hold_what_a_usage_measured_on_few_inputs_may_be_off():
         assert known.value == pytest.approx(found.value)
     assert 0.9 <= held / 100 <= 0.99 and without < 12
     pairs = {"before": failed, "after": after}
-    widths = [
-        PairedAnswers(
-            items, every[GRID.names].to_numpy(), after, 0.0, pairs, usage=usage, resamples=400, seed=0
-        ).change()
-        for usage in (of_darkening(COMMON, None).usage, of_darkening(COMMON, 20).usage)
-    ]
+    given = (items, every[GRID.names].to_numpy(), after, 0.0, pairs)
+    usages = (of_darkening(COMMON, inputs).usage for inputs in (None, 20))
+    widths = [PairedAnswers(*given, usage=usage, resamples=400, seed=0).change() for usage in usages]
     assert widths[0].value == widths[1].value and widths[1].low < widths[0].low
 
 
@@ -326,22 +308,15 @@ TEXT = """audits:
 
 
 def test_only_usage_is_written_and_comments_stay():
-    levels, measured = (
-        {"noise": {0.0: 0.875, 0.1: 0.125}},
-        MeasuredConfig(inputs=900, source="inbox", worth={"noise": 700}),
-    )
+    levels = {"noise": {0.0: 0.875, 0.1: 0.125}}
+    measured = MeasuredConfig(inputs=900, source="inbox", worth={"noise": 700})
     about = measured.model_dump()
     one = with_usage(TEXT, "one", levels, measured)
     assert "# of the camera" in one
     assert one.replace("noise: {0: 0.875, 0.1: 0.125}", "") != one
     loaded = yaml.safe_load(one)["audits"]
-    assert loaded["one"]["usage"] == {
-        "levels": {"noise": {0: 0.875, 0.1: 0.125}, "fog": {0: 9, 1: 1}},
-        "measured": about,
-    }
-    assert {name: loaded[name] for name in ("two", "three")} == {
-        name: yaml.safe_load(TEXT)["audits"][name] for name in ("two", "three")
-    }
+    assert loaded.pop("one")["usage"] == {"levels": {**levels, "fog": {0: 9, 1: 1}}, "measured": about}
+    assert loaded == {name: block for name, block in yaml.safe_load(TEXT)["audits"].items() if name != "one"}
     for name in ("two", "three"):
         usage = yaml.safe_load(with_usage(TEXT, name, levels, measured))["audits"][name]["usage"]
         assert usage == {"levels": {"noise": {0: 0.875, 0.1: 0.125}}, "measured": about}

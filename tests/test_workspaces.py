@@ -23,11 +23,8 @@ from tests.own_workspaces import add_shadows, commit, digests, git, make_audited
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, repair_params
 
 USERS = {"stages": {"prepare": {"cmd": "echo 1 > made", "params": ["train.lr"], "outs": ["made"]}}}
-USERS["stages"]["train"] = {
-    "cmd": "touch ran && exit 3",
-    "deps": ["made"],
-    "outs": ["audit/data/tiny/inputs/regions.json"],
-}
+INPUT = "audit/data/tiny/inputs/regions.json"
+USERS["stages"]["train"] = {"cmd": "touch ran && exit 3", "deps": ["made"], "outs": [INPUT]}
 
 
 @pytest.fixture
@@ -154,9 +151,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_dvc_reads_and_the_same_call_go
 
 
 @pytest.mark.slow
-def test_an_audit_beside_pipelines_and_folders_of_the_same_names_harms_none_and_is_harmed_by_none(
-    with_pipelines, prefect_server
-):
+def test_an_audit_and_pipelines_and_folders_of_the_same_names_do_each_other_no_harm(with_pipelines, prefect_server):
     before = digests(with_pipelines)
     workspace = make_audited(with_pipelines / "audit")
     done = workspace.faded("audit", PYTHONPATH=str(toy_package()), PREFECT_API_URL=prefect_server)
@@ -219,18 +214,12 @@ def test_the_workspace_is_found_from_a_folder_with_a_pipeline_of_the_users_own(o
 
 def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
     params = own.params()
-    params["audits"]["big-2"] = audit_params(
-        discover={"explorer": "random", "baseline": "random", "budget": 9, "shards": 2}
-    )
+    search = {"explorer": "random", "baseline": "random", "budget": 9, "shards": 2}
+    params["audits"]["big-2"] = audit_params(discover=search)
     own.write_params(params)
     monkeypatch.chdir(own.path)
     kept = (".gitignore", ".dvcignore", "shards/.gitignore", "inputs/.gitkeep")
-    assert update_pipeline() == [
-        f"faded wrote {', '.join(f'data/big-2/{name}' for name in kept)}",
-        "a search is divided differently",
-    ]
+    written = ", ".join(f"data/big-2/{name}" for name in kept)
+    assert update_pipeline() == [f"faded wrote {written}", "a search is divided differently"]
     shares = [stage for stage in read_graph() if stage.kind == "explore"]
-    assert [(stage.name, stage.audit) for stage in shares] == [
-        ("explore@big-2-1", "big-2"),
-        ("explore@big-2-2", "big-2"),
-    ]
+    assert [(stage.name, stage.audit) for stage in shares] == [(f"explore@big-2-{part}", "big-2") for part in (1, 2)]
