@@ -282,19 +282,19 @@ def test_the_plan_counts_what_the_judge_is_asked(inputs, tmp_path, monkeypatch):
     given = context(inputs, block | {"price": {"prompt": 1, "completion": 1}})
     parts = {"concepts": {"typos": [0, 0.3]}, "discrepancy": dict(given.discrepancy)}
     audit = audit_params(task="chat", prepare=dict(given.config), **parts)
-    Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
-    todo = [SimpleNamespace(kind="prepare", name="prepare@q", audit="q")]
-    told = requests_line(load_params(), SimpleNamespace(to_do=lambda names: todo), "q")
+    graph = SimpleNamespace(to_do=lambda _: [SimpleNamespace(kind="prepare", name="prepare@q", audit="q")])
+
+    def line():
+        Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
+        return requests_line(load_params(), graph, "q")
+
+    told = line()
     assert told.startswith(f"q, judge: at most {9 + 2 * (6 + 40)} requests") and ", cost about" in told
     audit["prepare"]["judge"]["deterministic"] = False
-    Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
-    told = requests_line(load_params(), SimpleNamespace(to_do=lambda names: todo), "q")
-    assert told.startswith(f"q, judge: at most {9 + 2 * (6 + 2 * 40)} requests"), "it is calibrated twice"
+    assert line().startswith(f"q, judge: at most {9 + 2 * (6 + 2 * 40)} requests"), "it is calibrated twice"
     assert needs_network("discover", "q", load_params())
     audit["prepare"]["judge"] = {"transformers": "other"}
-    Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
-    assert requests_line(load_params(), SimpleNamespace(to_do=lambda names: todo), "q") is None
-    assert not needs_network("discover", "q", load_params())
+    assert line() is None and not needs_network("discover", "q", load_params())
 
 
 def test_made_answers_have_both_labels_at_both_lengths():

@@ -166,7 +166,9 @@ def is_sound(params: Params) -> None:
 
 @settings(max_examples=scaled(60))
 @given(mutated())
-def test_mutated_params_are_refused_or_sound(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
+def test_mutated_structures_are_refused_or_sound(
+    tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.yaml"
     path.write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
     note(path.read_text(errors="replace"))

@@ -160,7 +160,7 @@ def test_a_repair_goes_part_of_the_way_from_the_model_under_test_to_what_was_fit
 
 
 def test_a_repair_breaks_no_more_than_its_budget_of_harm(prepared, tmp_path):
-    config, budget = context(), HarmConfig(newly_failing=0.01, clean=0.01)
+    config, budget = context(), HarmConfig(newly_failing=0.01, clean=0.01, pairs=200)
     blocks = {"prepare": config.config, "concepts": CONCEPTS, "discrepancy": config.discrepancy, "summarize": {}}
     blocks |= {"compute": {"threads": 1, "backend": "eager"}, "discover": {"budget": 100}}
     audit = AuditConfig(seed=config.seed, task="tabular-classification", **blocks)

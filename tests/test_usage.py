@@ -113,7 +113,8 @@ class Articles:
         return [self.transforms(self.texts[i], i, cell) for i, cell in zip(ids, cells, strict=True)]
 
 
-def test_shares_of_capitals_and_typos_are_found_in_a_file_of_texts(tmp_path):
+def test_shares_of_capitals_and_typos_are_found_in_a_file_of_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "DRAWS", 1500)
     levels = {"typos": [0, 0.1, 0.3], "letter_case": ["as_is", "lower", "upper"], "word_order": [0, 3]}
     task = Articles(levels, articles(80))
     truth = {"typos": [0.7, 0.2, 0.1], "letter_case": [0.8, 0.05, 0.15]}
