@@ -16,13 +16,13 @@ from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.files import write_json
 from stages.landscape.harm import how_far
-from stages.params import Params, load_params
+from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.contract import Pair, RepairPlan, TargetMode
 from stages.tasks.load import load_alone
 from tests.images import image_context, write_images
-from tests.workspace import audit_params, repair_params
+from tests.workspace import Workspace, audit_params, repair_params
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,8 @@ def task(home):
 
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
-SETTINGS = {"method": "all-layers", "epochs": 2, "batch_size": 30, "as_used": 0.0, "replay": 0.5}
+STEPS = {"epochs": 2, "batch_size": 30, "as_used": 0.0, "replay": 0.5}
+SETTINGS = {"method": "all-layers", **STEPS}
 
 
 def test_of_the_candidates_the_worst_is_learnt(task, tmp_path, monkeypatch):
@@ -59,8 +60,7 @@ def test_of_the_candidates_the_worst_is_learnt(task, tmp_path, monkeypatch):
     task.repair(RepairPlan([TARGET], settings, 1), tmp_path)
     assert len(seen) == 10
     for chosen, losses in seen:
-        assert losses.shape == (3, 21)
-        assert np.array_equal(losses.reshape(-1)[chosen], losses.max(axis=0))
+        assert losses.shape == (3, 21) and np.array_equal(losses.reshape(-1)[chosen], losses.max(axis=0))
         assert len(set(chosen // 21)) > 1
 
 
@@ -87,16 +87,13 @@ def test_a_batch_has_its_shares_and_a_control_costs_as_much(task, tmp_path, monk
     there = {how: TARGET.region.in_box(task.concepts, cells.reshape(-1, 3)) for how, cells in drawn.items()}
     there = {how: found.reshape(17, 2, 15).mean(axis=(0, 1)) for how, found in there.items()}
     usual = TARGET.region.share(task.concepts)
-    assert (there[None][:9] == 1).all()
-    assert there[None][9:].mean() == pytest.approx(usual, abs=0.1)
+    assert (there[None][:9] == 1).all() and there[None][9:].mean() == pytest.approx(usual, abs=0.1)
     assert there["as_used"].mean() == pytest.approx(usual, abs=0.1)
     assert (drawn["clean"] == task.concepts.neutral).all()
 
 
 @pytest.mark.parametrize("control", [None, "as_used"])
-def test_pairs_that_must_pass_are_learnt_instead_of_those_as_used_and_change_no_other_draw(
-    task, tmp_path, monkeypatch, control
-):
+def test_pairs_that_must_pass_replace_those_as_used_and_no_other_draw(task, tmp_path, monkeypatch, control):
     shares = {"as_used": 0.2, "replay": 0.5}
     pairs = [Pair(item, [2, 2, 1]) for item in task.items.ids("repair")[:5]]
     drawn = [asked_of(task, monkeypatch, tmp_path, control, must, **shares) for must in ((), pairs[:1], pairs)]
@@ -140,18 +137,14 @@ def test_where_failures_are_rare_an_aimed_repair_beats_its_control_at_as_many_st
     assert (aimed < control * 0.8).all(), (before, aimed, control)
 
 
-# The stage
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A prepared audit of striped squares, and a decision on it."""
     place = tmp_path_factory.mktemp("workspace")
     context = image_context(place)
-    audit = audit_params(
-        task="stages.tasks.classification:ImageClassification", prepare=context.config, concepts=context.concepts
-    )
-    (place / "params.yaml").write_text(json.dumps({"audits": {"stripes": audit}, "repairs": {"stripes": block()}}))
+    task = "stages.tasks.classification:ImageClassification"
+    audit = audit_params(task=task, prepare=context.config, concepts=context.concepts)
+    Workspace(place).write_params({"audits": {"stripes": audit}, "repairs": {"stripes": block()}})
     folder = place / "data" / "stripes"
     write_images(folder / "inputs" / "images.parquet")
     mode = {"id": "M1", "text": "turned", "region": {"rotation": [2], "darkening": [1, 2]}, "action": "repair"}
@@ -172,15 +165,12 @@ def place(workspace, monkeypatch):
     shutil.rmtree(workspace / "data" / "stripes" / "restructure", ignore_errors=True)
 
 
-def block(**restructure):
-    return repair_params(restructure={"method": "all-layers", "control": "as_used", "settings": {
-        "epochs": 2, "batch_size": 30, "as_used": 0.0, "replay": 0.5}, **restructure})  # fmt: skip
+def block(**changes):
+    return repair_params(restructure={"method": "all-layers", "control": "as_used", "settings": STEPS, **changes})
 
 
 def run(place, **asked):
-    params = json.loads((place / "params.yaml").read_text())
-    params["repairs"]["stripes"] = block(**asked)
-    (place / "params.yaml").write_text(json.dumps(params))
+    Workspace(place).edit_params({"repairs.stripes": block(**asked)})
     restructure.main("stripes")
     folder = place / "data" / "stripes" / "restructure"
     return folder, json.loads((folder / "trainings.json").read_text())["models"]
@@ -201,18 +191,18 @@ def test_trainings_differ_in_seed_and_steps(place):
 
 
 def test_what_a_method_cannot_do_is_refused_before_anything_runs(place, monkeypatch):
-    params = json.loads((place / "params.yaml").read_text())
-    params["repairs"]["stripes"] = block(trainings=3)
-    check_audits(Params.model_validate(params), ["stripes"])
+    def check(**changes):
+        Workspace(place).edit_params({"repairs.stripes": block(**changes)})
+        check_audits(load_params(), ["stripes"])
+
+    check(trainings=3)
     monkeypatch.setattr(ImageClassification, "heeds_dose", ("last-layer",))
     with pytest.raises(UsageError, match="trainings: method all-layers of this task does not train in steps"):
-        check_audits(Params.model_validate(params), ["stripes"])
+        check(trainings=3)
     monkeypatch.setattr(ImageClassification, "movable", ("last-layer",))
-    params["repairs"]["stripes"] = block(harm={"newly_failing": 0.1})
-    with pytest.raises(
-        UsageError, match=r"harm: method all-layers of this task cannot go part.* null, or method last-la"
-    ):
-        check_audits(Params.model_validate(params), ["stripes"])
+    told = r"harm: method all-layers of this task cannot go part.* null, or method last-la"
+    with pytest.raises(UsageError, match=told):
+        check(harm={"newly_failing": 0.1})
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.99])
@@ -224,16 +214,13 @@ def test_repair_and_control_go_as_far_as_their_budget_of_harm(place, budget):
         went[copy] = harm.share
         assert harm.items == 30, "a fifth of the repair items"
         assert harm.share == max((one.share for one in harm.tried if one.allowed), default=0.0)
-        weights = (folder / "models" / copy / "model.safetensors").read_bytes()
-        assert (weights == (place / "data" / "stripes" / "prepare/model/model.safetensors").read_bytes()) == (
-            harm.share == 0
-        )
+        weights, before = (folder / f"{of}/model.safetensors" for of in (f"models/{copy}", "../prepare/model"))
+        assert (weights.read_bytes() == before.read_bytes()) == (harm.share == 0)
         assert (folder / "models" / f"trainings/{copy}-1-0").exists() == (harm.share < 1)
         assert ("How much it breaks" in (folder / "models" / copy / "README.md").read_text()) == (0 < harm.share < 1)
-    assert {m["folder"]: m.get("share", 1.0) for m in models if m["folder"] in went} == went
-    assert [m.get("share", 1.0) for m in models if m["folder"].startswith("trainings/")] == [1.0] * sum(
-        x < 1 for x in went.values()
-    )
+    shares = {m["folder"]: m.get("share", 1.0) for m in models}
+    assert {folder: share for folder, share in shares.items() if folder in went} == went
+    assert [shares[one] for one in shares if one not in went] == [1.0] * sum(x < 1 for x in went.values())
     if budget:
         assert went == {"repaired": 1.0, "control": 1.0}
 

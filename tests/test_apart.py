@@ -15,16 +15,9 @@ from tests.finished import finished_audits
 from tests.workspace import ROOT
 
 APART = (  # files, and folders with all that is in them
-    "stages/mining/",
-    "stages/proposing/",
-    "stages/screening/",
-    "stages/usage/",
-    "stages/ratings/fit.py",
-    "stages/concepts/corruptions.py",
-    "stages/tasks/classification/corrupted.py",
-    "stages/tasks/classification/init/",
-    "stages/tasks/functions/",
-    *(f"stages/explorers/{rival}.py" for rival in ("agents", "rivals")),
+    *(f"stages/{part}/" for part in ("mining", "proposing", "screening", "usage", "tasks/functions")),
+    *(f"stages/tasks/classification/{part}" for part in ("corrupted.py", "init/")),
+    *(f"stages/{part}.py" for part in ("ratings/fit", "concepts/corruptions", "explorers/agents", "explorers/rivals")),
 )
 
 

@@ -41,7 +41,6 @@ def test_the_full_audits_lack_nothing_but_weights_that_have_to_be_downloaded(tmp
     with pytest.raises(UsageError) as refused:
         check_audits(params, params.audits)
     _, *errors = str(refused.value).splitlines()
-    assert len(errors) == len(TORCHVISION)
     for name, error in zip(TORCHVISION, errors, strict=True):
         assert f"audits.{name}.prepare.model.weights: no data/{name}/inputs/{name}" in error
 
@@ -71,11 +70,9 @@ def test_the_table_says_what_the_records_say(results):
 def test_the_page_needs_no_network_and_says_that_models_are_stand_ins(results, tmp_path):
     figures.write_page(tmp_path / "page.html", results, stand_in=True)
     page = (tmp_path / "page.html").read_text()
-    assert "stand-ins, not the paper" in page
-    assert page.count("<svg") >= 5
+    assert "stand-ins, not the paper" in page and page.count("<svg") >= 5
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="?https?:', page)
-    assert "&lt;tiny&gt;" in page
-    assert "<tiny>" not in page
+    assert "&lt;tiny&gt;" in page and "<tiny>" not in page
 
 
 PLAN = {"budgets": [40, 80], "short": 80, "estimate_at": []}
@@ -110,8 +107,7 @@ def test_the_best_is_bold_and_so_is_what_ties_it_but_nothing_worse():
     column = report.TABLES["mnist"][0]
     assert report.within_noise(report.values(table, "mnist", column), "high") == {"one", "two"}
     text = report.markdown(table, "mnist", ["one", "two", "three"])
-    assert "| one | **110 ±10**" in text
-    assert "| three | 11 ±1 |" in text
+    assert "| one | **110 ±10**" in text and "| three | 11 ±1 |" in text
 
 
 @pytest.mark.parametrize(

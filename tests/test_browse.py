@@ -101,9 +101,8 @@ def test_what_newly_fails_after_the_repair_is_shown_as_it_is_listed() -> None:
     again = here.re_evaluate
     probes = again.probes.replace({"model": {"before": "after", "after": "before"}})
     records = {name: getattr(here, name) for name in ("prepare", "discover", "summarize")}
-    found = ProbeTable(
-        SimpleNamespace(**records, re_evaluate=SimpleNamespace(probes=probes, has=lambda name: name == "probes"))
-    )
+    swapped = SimpleNamespace(probes=probes, has=lambda name: name == "probes")
+    found = ProbeTable(SimpleNamespace(**records, re_evaluate=swapped))
     listed = broken(probes, found.space)
     shown = found.table.iloc[found.select(ProbeQuery(outcome="broken", order="asked"))]
     assert len(listed) > 10 and shown["item"].tolist() == listed["item"].tolist()
@@ -118,9 +117,8 @@ def test_a_query_is_read_and_written_again_without_what_is_wrong() -> None:
     wanted = ProbeQuery.read(query, space)
     assert wanted == ProbeQuery(outcome="failed", levels=((name, 1),))
     assert ProbeQuery.read(wanted.query, space) == wanted
-    assert all(
-        ProbeQuery.read({f"level.{name}": bad}, space) == ProbeQuery() for bad in ("-1", "1.0", "²", "9" * 99, "<b>")
-    )
+    for bad in ("-1", "1.0", "²", "9" * 99, "<b>"):
+        assert ProbeQuery.read({f"level.{name}": bad}, space) == ProbeQuery()
 
 
 def test_probes_are_paged(shown: ShownProbes) -> None:
@@ -175,10 +173,8 @@ class Hostile:
         self.text = text
 
     def recalled(self, items: list[str], *_: Any) -> list[Exhibit]:
-        answers = {self.text: self.text}
-        return [Exhibit(self.text, text=self.text, original="", answers=answers, words=[(self.text, self.text)])] * len(
-            items
-        )
+        answers, words = {self.text: self.text}, [(self.text, self.text)]
+        return [Exhibit(self.text, text=self.text, original="", answers=answers, words=words)] * len(items)
 
 
 def test_a_task_that_fails_hides_no_answers(shown: ShownProbes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +193,7 @@ def test_pictures_that_were_kept_are_shown_with_their_probe(shown: ShownProbes) 
     assert [one.drawn for one in shown.exhibits(np.array([row, before]))] == [png(7), None]
 
 
-def test_pictures_of_the_table_are_made_when_they_are_looked_at(
-    shown: ShownProbes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_of_the_table_are_made_when_looked_at(shown: ShownProbes, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def recalled(items: list[str], *_: Any) -> list[Exhibit]:

@@ -52,22 +52,12 @@ def meetings(n=6):
     found = []
     for k in range(n):
         day, other, wrong = (DAYS[(k + shift) % 5] for shift in (0, 1, 3))
-        found.append(
-            {
-                "id": f"m{k}",
-                "turns": [
-                    f"I plan week {k}.",
-                    "It is a long one.",
-                    f"On which day, and where, is the meeting of week {k}?",
-                ],
-                "fact": f"The meeting is on {day}.",
-                "answers": [f"{day} room {k}"],
-                "change": {"fact": f"The meeting is on {other}.", "answers": [f"{other} room {k}"]},
-                "contradiction": f"The meeting is on {wrong}.",
-                "tools": [{**TOOL, "answer": f"It is room {k}."}],
-                "without_tools": {"pattern": "(?i)not available"},
-            }
-        )
+        last = f"On which day, and where, is the meeting of week {k}?"
+        row = {"id": f"m{k}", "turns": [f"I plan week {k}.", "It is a long one.", last]}
+        row |= {"fact": f"The meeting is on {day}.", "answers": [f"{day} room {k}"]}
+        row |= {"change": {"fact": f"The meeting is on {other}.", "answers": [f"{other} room {k}"]}}
+        row |= {"contradiction": f"The meeting is on {wrong}.", "tools": [{**TOOL, "answer": f"It is room {k}."}]}
+        found.append({**row, "without_tools": {"pattern": "(?i)not available"}})
     return found
 
 
@@ -84,12 +74,9 @@ def understands(request, weakness=""):
         return completion("BANANA")
     if "Error" in answers[-1] and weakness != "invents":
         return completion("That is not available.")
-    day = ""
-    for said in users[:-1]:
-        for before, found, after in re.findall(
-            r"(There has been a change: )?The meeting is on (\w+)\.( No, wait)?", said
-        ):
-            day = day if after or (before and weakness == "stubborn") else found
+    day, fact = "", r"(There has been a change: )?The meeting is on (\w+)\.( No, wait)?"
+    for before, found, after in re.findall(fact, "\n".join(users[:-1])):
+        day = day if after or (before and weakness == "stubborn") else found
     return completion(f"{day}, room {''.join(re.findall(r'room ([0-9]+)', answers[-1]))}.")
 
 
@@ -113,6 +100,14 @@ def inputs(tmp_path_factory):
     return folder
 
 
+def beside(inputs, tmp_path, rows, *models):
+    """A folder of inputs with these conversations, and models of another one."""
+    folder = write(tmp_path / "inputs", rows)
+    for name in models:
+        (folder / name).symlink_to(inputs / name)
+    return folder
+
+
 def loaded(given, out):
     out.mkdir(exist_ok=True)
     Chat.prepare(given, out)
@@ -125,17 +120,13 @@ def grid(task):
     return [task.items.ids("discover")[k % 6] for k in range(len(cells))], cells
 
 
-# What is right
-
-
 def test_whoever_understands_never_fails_and_what_is_right_changes_with_the_fact(inputs, tmp_path):
     with served(understands, whole=True) as model:
         task = loaded(context(inputs, model), tmp_path / "prepare")
         items, cells = grid(task)
         answers = task.probe(items, cells)
-    assert answers.valid.all() and not answers.failed.any(), [
-        (task.exhibit([items[n]], cells[n : n + 1])[0].text, answers.outputs[n]) for n in np.flatnonzero(answers.failed)
-    ][:3]
+    wrong = np.flatnonzero(answers.failed)[:3]
+    assert answers.valid.all() and len(wrong) == 0, [(cells[n], answers.outputs[n]) for n in wrong]
     assert not task.fails_unchanged().any() and len(task.notes()) == 2
 
 
@@ -163,9 +154,6 @@ STUBBORN = {("change", event) for event in EVENTS if event not in ("change", "fa
 STUBBORN |= {(event, "change") for event in CONCEPTS["turn_1"] if event != "change"}
 
 
-# The play
-
-
 def test_replies_and_calls_of_the_model_become_part_of_the_history(inputs, tmp_path):
     with served(understands, whole=True) as model:
         task = loaded(context(inputs, model), tmp_path / "prepare")
@@ -189,13 +177,9 @@ def test_replies_and_calls_of_the_model_become_part_of_the_history(inputs, tmp_p
     assert asked[0]["tools"][0]["function"]["name"] == "rooms" and "answer" not in asked[0]["tools"][0]["function"]
     call = '<tool_call>{"name": "rooms", "arguments": "{\\"week\\": 1}"}</tool_call>'
     assert output.splitlines() == [
-        "[turn 1] Noted, 1.",
-        "[turn 2] Noted, 2.",
-        f"[turn 3] {call}",
-        "[rooms] The result is not ready yet. Call the tool again.",
-        f"[turn 3] {call}",
-        "[rooms] It is room 2.",
-        "[answer] Wednesday, room 2.",
+        *("[turn 1] Noted, 1.", "[turn 2] Noted, 2."),
+        *(f"[turn 3] {call}", "[rooms] The result is not ready yet. Call the tool again."),
+        *(f"[turn 3] {call}", "[rooms] It is room 2.", "[answer] Wednesday, room 2."),
     ]
     [shown] = task.exhibit(["m2"], cell)
     assert "User: It is a long one. The meeting is on Wednesday." in shown.text and "not ready" in shown.text
@@ -211,20 +195,14 @@ def test_a_model_that_calls_for_ever_is_stopped_and_unknown_tools_are_errors(inp
 
 
 def test_a_model_of_ones_own_plays_and_depends_on_its_conversation_alone(inputs, tmp_path):
-    rows = [
-        {name: value for name, value in row.items() if name not in ("tools", "without_tools")} for row in meetings()
-    ]
-    folder = write(tmp_path / "inputs", [*rows, {"id": "q", "question": "Who?", "answers": ["Me"]}])
-    for name in ("model", "embedder"):
-        (folder / name).symlink_to(inputs / name)
-    concepts = {"typos": [0, 0.3]}
-    task = loaded(context(folder, concepts=concepts, items={"discover": 7}), tmp_path / "prepare")
-    ids = task.items.ids("discover")
-    cells = np.array([[k % 2] for k in range(7)])
-    other = Chat.load(context(folder, concepts=concepts, items={"discover": 7}), tmp_path / "prepare")
-    assert task.probe(ids, cells).outputs == [
-        other.probe([i], c[None]).outputs[0] for i, c in zip(ids, cells, strict=True)
-    ]
+    rows = [{name: row[name] for name in row if "tools" not in name} for row in meetings()]
+    rows.append({"id": "q", "question": "Who?", "answers": ["Me"]})
+    folder = beside(inputs, tmp_path, rows, "model", "embedder")
+    given = context(folder, concepts={"typos": [0, 0.3]}, items={"discover": 7})
+    task, other = loaded(given, tmp_path / "prepare"), Chat.load(given, tmp_path / "prepare")
+    ids, cells = task.items.ids("discover"), np.array([[k % 2] for k in range(7)])
+    alone = [other.probe([i], c[None]).outputs[0] for i, c in zip(ids, cells, strict=True)]
+    assert task.probe(ids, cells).outputs == alone
     assert [text.count("[turn ") for text in task.clean(task.rows(ids))] == [0 if i == "q" else 2 for i in ids]
 
 
@@ -245,14 +223,13 @@ MISTRAL = """{%- for m in messages %}{% if m.tool_calls is defined %}{{ '\n[TOOL
 ROOMS = '"name": "rooms"'
 
 
+CALL = f'{{{ROOMS}, "parameters": {{"week": "1"}}}}'
+
+
 @pytest.mark.parametrize(
     ("template", "says", "given"),
     [
-        (
-            LLAMA,
-            f'{{{ROOMS}, "parameters": {{"week": "1"}}}}',
-            f'<assistant>{{{ROOMS}, "parameters": {{"week": "1"}}}}\n<ipython>{{"output": "It is room 0."}}',
-        ),
+        (LLAMA, CALL, f'<assistant>{CALL}\n<ipython>{{"output": "It is room 0."}}'),
         (
             MISTRAL,
             f'[{{{ROOMS}, "arguments": {{"week": 1}}}}, {{{ROOMS}, "arguments": {{}}}}]',
@@ -264,9 +241,7 @@ ROOMS = '"name": "rooms"'
         (MISTRAL, "[]", ""),
     ],
 )
-def test_calls_of_llama_and_mistral_are_answered_and_given_back_as_they_write_them(
-    inputs, tmp_path, monkeypatch, template, says, given
-):
+def test_calls_are_given_back_as_llama_and_mistral_write_them(inputs, tmp_path, monkeypatch, template, says, given):
     source = TransformersModel(transformers="model")
     source.build(inputs, tmp_path / "model", generation_of("", max_new_tokens=8, rows=4))
     model = source.chat(tmp_path / "model", Compute())
@@ -302,8 +277,7 @@ def test_a_repair_finds_the_instruction_that_mends(inputs, tmp_path):
     def answer(request):
         return understands(request, "" if cure in request["messages"][0]["content"] else "obeys")
 
-    folder = write(tmp_path / "inputs", meetings(24))
-    (folder / "embedder").symlink_to(inputs / "embedder")
+    folder = beside(inputs, tmp_path, meetings(24), "embedder")
     concepts = {"turn_1": ["none", "ignore"], "turn_2": LATER}
     with served(answer, whole=True) as model:
         given = context(folder, model, concepts=concepts, items={"discover": 6, "repair": 12, "test": 6})
@@ -327,18 +301,13 @@ def test_an_example_is_a_conversation_with_what_is_right_in_its_cell(inputs, tmp
         shown = f"\n\n{right}" in system  # as an answer
         return completion("Tuesday" if shown and "change" in "".join(said) else "Monday")
 
-    folder = write(tmp_path / "inputs", rows)
-    (folder / "embedder").symlink_to(inputs / "embedder")
+    folder, concepts = beside(inputs, tmp_path, rows, "embedder"), {"turn_2": ["none", "change"]}
     with served(answer, whole=True) as model:
-        given = context(
-            folder, model, concepts={"turn_2": ["none", "change"]}, items={"discover": 6, "repair": 12, "test": 6}
-        )
+        given = context(folder, model, concepts=concepts, items={"discover": 6, "repair": 12, "test": 6})
         task = loaded(given, tmp_path / "prepare")
-        settings = {"method": "prompt", "candidates": 12, "pairs": 8}
+        settings, target = {"method": "prompt", "candidates": 12, "pairs": 8}, Region({"turn_2": (1,)})
         rated = [RatedExample("M1", task.items.ids("discover")[0], (1,), "[turn 1] No.\n[answer] Fine.", rating=9)]
-        asked = RepairPlan(
-            [TargetMode("M1", Region({"turn_2": (1,)}))], settings, seed=7, control=control, examples=rated
-        )
+        asked = RepairPlan([TargetMode("M1", target)], settings, 7, control=control, examples=rated)
         tried = task.repair(asked, tmp_path / "repair").curve["piece"]
         repaired = Chat.load(given, tmp_path / "prepare", tmp_path / "repair")
     answers = tried[tried.str.startswith("example")].drop_duplicates().str.split("answered ").str[1]
@@ -358,13 +327,9 @@ def test_conversations_are_not_mined():
         QuestionTexts().expected(pd.DataFrame({"answers": [[]], "pattern": ["a"], "conversation": ["{}"]}))
 
 
-# Data and settings
-
-
 def asked(row, levels):
     folder_less = JsonQuestions(jsonl="none")._question("1", row, {})
-    items = choose_items([folder_less, folder_less], ItemCounts(discover=2), 0)
-    assert list(items)[-1] == "conversation"
+    assert list(choose_items([folder_less, folder_less], ItemCounts(discover=2), 0))[-1] == "conversation"
     config = ChatPrepare.model_validate({**PREPARE, "injections": {"odd": "A {brace}."}})
     space = span({name: [level] for name, level in levels.items()}, catalogue_of(config))
     return Asking(space, 3, config, [folder_less])(folder_less, np.zeros(len(levels), dtype=int))
@@ -456,27 +421,21 @@ def test_a_call_that_a_served_model_writes_as_text_may_have_any_keys(inputs, tmp
 
 def test_a_model_that_cannot_call_tools_is_named(inputs, tmp_path):
     plain = {"question": "Where?", "answers": ["Here"], "tools": [{**TOOL, "answer": "Here."}]}
-    folder = write(tmp_path / "inputs", [{**plain, "id": f"p{k}"} for k in range(6)])
-    for name in ("model", "embedder"):
-        (folder / name).symlink_to(inputs / name)
+    folder = beside(inputs, tmp_path, [{**plain, "id": f"p{k}"} for k in range(6)], "model", "embedder")
     with pytest.raises(UsageError, match="the data have tools, but the model's chat template has none of <tool_call>"):
         loaded(context(folder, concepts={"tool": ["works", "slow"]}), tmp_path / "prepare")
-    refuses = {"error": {"message": "tools param requires --jinja flag"}}
+    for answer, told in (
+        (completion("", tool_calls=[{"name": "rooms"}]), "expected a chat completion"),
+        ({"error": {"message": "tools param requires --jinja flag"}}, r"cannot call tools.*requires --jinja"),
+    ):
 
-    def answer(request):
-        return refuses if "tools" in request else completion("Hello.")
+        def answers(request, answer=answer):
+            return answer if "tools" in request else completion("Hello.")
 
-    odd = completion("", tool_calls=[{"name": "rooms"}])
-    answers = lambda request: odd if "tools" in request else completion("Hello.")  # noqa: E731
-    with served(answers, whole=True) as model, pytest.raises(UsageError, match="expected a chat completion"):
-        loaded(context(inputs, model), tmp_path / "odd")
-    with served(answer, whole=True) as model, pytest.raises(UsageError, match=r"cannot call tools.*requires --jinja"):
-        loaded(context(inputs, model), tmp_path / "other")
+        with served(answers, whole=True) as model, pytest.raises(UsageError, match=told):
+            loaded(context(inputs, model), tmp_path / "other")
     own = context(inputs, injections={"slow": "Be slow."})
     assert any("'slow' is the name of an event" in error for error in Chat.check(own))
-
-
-# The page, and the command line
 
 
 def test_the_example_of_the_page_can_be_played(inputs):

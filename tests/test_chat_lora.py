@@ -1,6 +1,5 @@
 """A chat model is repaired by an adapter: what it learns, that it is read back, goes part of the way and resumes."""
 
-import json
 import re
 
 import numpy as np
@@ -11,6 +10,7 @@ pytest.importorskip("peft")
 
 from stages.concepts import Region
 from stages.core.errors import UsageError
+from stages.core.files import read_json
 from stages.tasks.chat import Chat, adapter
 from stages.tasks.chat.adapter import AnswerLessons, Prompted
 from stages.tasks.chat.config import ChatRepair
@@ -22,6 +22,7 @@ from tests.alone import load_alone
 from tests.finished import faded
 from tests.test_chat import lines, write
 from tests.test_chat_conversations import meetings
+from tests.test_chat_repair import PREPARE
 from tests.test_tabular import repository
 from tests.tiny_models import tiny_causal, tiny_embedder
 from tests.weights import same
@@ -34,14 +35,8 @@ PATTERN = {"id": "digits", "question": "Which number is the largest?", "pattern"
 
 
 def context(inputs, **prepare):
-    given = {
-        "model": {"transformers": "model"},
-        "data": {"jsonl": "questions.jsonl"},
-        "items": {"discover": 6, "repair": 12, "test": 6},
-        "generation": {"max_new_tokens": 8},
-        "embedder": {"transformers": "embedder"},
-    }
-    return TaskContext("q", 7, given | prepare, CONCEPTS, {"validity": -1}, inputs, Compute(threads=1, batch_size=8))
+    given = PREPARE | {"items": {"discover": 6, "repair": 12, "test": 6}} | prepare
+    return TaskContext("q", 7, given, CONCEPTS, {"validity": -1}, inputs, Compute(threads=1, batch_size=8))
 
 
 def prepared(home, rows, **prepare):
@@ -76,6 +71,10 @@ def plan(*modes, seed=7, settings=(), **changes):
 
 def lessons_of(task, asked):
     return AnswerLessons(task, asked, ChatRepair.model_validate(dict(asked.settings)))
+
+
+def learner_of(task):
+    return Prompted(*(getattr(task.model, name) for name in ("model", "tokenizer", "form", "compute", "hash")))
 
 
 def taught(task, asked, steps=6):
@@ -122,14 +121,12 @@ def test_its_card_and_its_loader_need_no_faded(repaired, home, tmp_path):
     task, out, record = repaired
     card = (out / "README.md").read_text()
     assert f"base_model: sha256:{task.model.hash}" in card and "letter_case is upper" in card
-    assert (
-        f"answers to {record.details['learnt']} of 12 repair items" in card
-        and "batch_size 4, learning_rate 0.02, replay 0.25, rank 8" in card
-    )
+    assert f"answers to {record.details['learnt']} of 12 repair items" in card
+    assert "batch_size 4, learning_rate 0.02, replay 0.25, rank 8" in card
     turns = task.changed(task.items.ids("test"), np.tile([1, 0], (6, 1)))
-    for number, turn in enumerate(turns):
-        (tmp_path / f"{number}.txt").write_text(turn.said)
     files = [tmp_path / f"{number}.txt" for number in range(6)]
+    for file, turn in zip(files, turns, strict=True):
+        file.write_text(turn.said)
     known = "\n".join(Chat.load(task.context, home / "prepare", out).model.answer(turns)).splitlines()
     assert load_alone(out, home / "prepare" / "model", *files, cwd=tmp_path) == known
 
@@ -163,13 +160,12 @@ def test_a_draft_has_no_card_and_takes_its_dose_of_steps(task, tmp_path, monkeyp
 
 
 def test_changed_questions_learn_the_shortest_answer_as_the_model_is_asked(task):
-    asked = plan(settings={"replay": 0.0})
-    given = taught(task, asked)
+    given = taught(task, plan(settings={"replay": 0.0}))
     assert {lesson.summary for lesson in given} == {"Zeno"} and len(given) == 6 * 4
     assert all("WHICH NAME IS TOLD FIRST IN ARTICLE" in lesson.article for lesson in given)
     ids, cells = task.items.ids("repair"), np.tile([1, 0], (12, 1))
     known = {tuple(task.model._turn_ids(turn)) for n in range(6) for turn in task.changed(ids, cells, np.full(12, n))}
-    learner = Prompted(*(getattr(task.model, name) for name in ("model", "tokenizer", "form", "compute", "hash")))
+    learner = learner_of(task)
     assert {tuple(learner.inputs(lesson.article)) for lesson in given if "RUDE" not in lesson.article} & known
     batch = learner.training_batch([given[0].article], ["Zeno"])
     said = batch["input_ids"][batch["labels"] != IGNORED]
@@ -213,16 +209,13 @@ def test_what_passes_in_use_and_what_must_pass_is_kept_by_its_own_answers(task, 
 
 
 def test_what_people_corrected_is_learnt_where_they_saw_it(task):
-    [item] = task.items.ids("discover")[:1]
-    rated = [
-        RatedExample("M1", item, (1, 0), "Who knows.", rating=2, corrected="Parmenides"),
-        RatedExample("M1", item, (1, 0), "It is praised.", rating=9),
-        RatedExample("M1", item, (1, 0), "It is not.", rating=5),
-    ]
-    given = taught(task, plan(examples=rated, settings={"replay": 0.0, "steps": 20}), steps=20)
+    said = (("Who knows.", 2, "Parmenides"), ("It is praised.", 9, None), ("It is not.", 5, None))
+    [item, *_] = task.items.ids("discover")
+    rated = [RatedExample("M1", item, (1, 0), told, rating=n, corrected=better) for told, n, better in said]
+    asked = {"examples": rated, "settings": {"replay": 0.0, "steps": 20}}
+    given, clean = taught(task, plan(**asked), steps=20), taught(task, plan(control="clean", **asked), steps=20)
     assert {lesson.summary for lesson in given} == {"Zeno", "Parmenides", "It is praised."}
     assert all("WHICH NAME" in one.article for one in given if one.summary == "Parmenides")
-    clean = taught(task, plan(examples=rated, control="clean", settings={"replay": 0.0, "steps": 20}), steps=20)
     assert any(one.summary == "Parmenides" for one in clean)
     assert not any("WHICH NAME" in one.article for one in clean)
 
@@ -270,7 +263,7 @@ def test_a_model_behind_an_api_is_refused_and_one_with_a_judge_behind_an_api_is_
 def weak(task, folder):
     """A model that answers rightly, but not in capitals."""
     settings = ChatRepair(method="lora").model_copy(update={"method": "full", "learning_rate": 1e-2})
-    learner = Prompted(*(getattr(task.model, name) for name in ("model", "tokenizer", "form", "compute", "hash")))
+    learner = learner_of(task)
     ids = [*task.items.ids("repair"), *task.items.ids("discover")]
 
     def lessons(step):
@@ -304,8 +297,7 @@ def test_from_init_through_the_loop_to_an_export(home, tmp_path):
     assert code == 0 and "requests" not in told, told
     audited = here.faded("audit", "questions")
     assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
-    change = json.loads((here.path / "data/questions/compare/comparison.json").read_text())["differences"]
-    change = change["target_failure_rate"]
+    change = read_json(here.path / "data/questions/compare/comparison.json")["differences"]["target_failure_rate"]
     assert change["before"] > 0.9 and change["high"] < 0, change
     assert faded(here, "export", "questions", "deploy", "--force")[0] == 0
     exported = {path.name for path in (here.path / "deploy").iterdir()}

@@ -165,8 +165,8 @@ def test_if_nothing_helps_it_stays_the_model_under_test_and_says_so(inputs, tmp_
     record = task.repair(plan(UPPER, INJECTED, settings={"normalise": [], "pairs": 12}), tmp_path)
     assert chosen(tmp_path) == [] and record.details["pieces"] == 0 and record.curve["round"].max() == 0
     assert "**is** the model" in (tmp_path / "README.md").read_text() and "nothing helps" in capsys.readouterr().out
-    unchanged = read_configuration(tmp_path, "weak")
-    assert unchanged.applied(Turn("a", "b\n\nQuestion: c\nAnswer:")) == Turn("a", "b\n\nQuestion: c\nAnswer:")
+    turn = Turn("a", "b\n\nQuestion: c\nAnswer:")
+    assert read_configuration(tmp_path, "weak").applied(turn) == turn
 
 
 @pytest.mark.parametrize("control", ["as_used", "clean"])
@@ -188,12 +188,9 @@ class Brittle(Weak):
     def answer(self, turns: list[Turn]) -> list[str]:
         self.asked += turns
         cured = [turn._replace(system=turn.system.replace("Capitals do not", "capitals or tone")) for turn in turns]
-        return [
-            "Who knows."
-            if self.breaks in turn.said and "capitals or tone" in turn.system
-            else answer(mended.said, mended.system, {"capitals"})
-            for turn, mended in zip(turns, cured, strict=True)
-        ]
+        breaks = [self.breaks in turn.said and "capitals or tone" in turn.system for turn in turns]
+        answers = [answer(turn.said, turn.system, {"capitals"}) for turn in cured]
+        return ["Who knows." if broken else told for broken, told in zip(breaks, answers, strict=True)]
 
 
 @pytest.mark.parametrize("control", [None, "as_used"])
@@ -238,15 +235,14 @@ def test_the_question_is_found_in_a_message_by_the_prompt(prompt, said, question
     assert said[start:end] == question
 
 
-def test_no_more_is_tried_than_the_settings_and_the_dose_allow(inputs, tmp_path):
-    settings = {"method": "prompt", "candidates": 8, "pairs": 5}
-    for dose, most in ((1.0, 8), (0.5, 4), (4.0, 32)):
-        task = task_of(inputs, Weak("capitals"))
-        record = task.repair(plan(settings=settings, dose=dose, draft=True), tmp_path / str(dose))
-        assert record.steps == most and 0 < len(record.curve) <= most
-        asked = Chat.repair_probes(settings, dose)
-        assert (asked.most, asked.pairs) == (most, 5) and 5 * most >= len(task.model.asked)
-        assert [path.name for path in (tmp_path / str(dose)).iterdir()] == [CONFIGURATION]
+@pytest.mark.parametrize(("dose", "most"), [(1.0, 8), (0.5, 4), (4.0, 32)])
+def test_no_more_is_tried_than_the_settings_and_the_dose_allow(inputs, tmp_path, dose, most):
+    settings, task = {"method": "prompt", "candidates": 8, "pairs": 5}, task_of(inputs, Weak("capitals"))
+    record = task.repair(plan(settings=settings, dose=dose, draft=True), tmp_path)
+    asked = Chat.repair_probes(settings, dose)
+    assert record.steps == asked.most == most >= len(record.curve) > 0
+    assert asked.pairs == 5 and 5 * most >= len(task.model.asked)
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIGURATION]
 
 
 def test_a_killed_repair_goes_on_where_it_was(inputs, tmp_path):
@@ -262,29 +258,19 @@ def test_a_killed_repair_goes_on_where_it_was(inputs, tmp_path):
     assert record.curve.equals(expected.curve) and record.details == expected.details
     for name in (CONFIGURATION, "README.md", "load.py"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    asked = len(dying.model.asked) + len(resumed.model.asked)
-    again = asked - len(whole.model.asked)
+    again = len(dying.model.asked) + len(resumed.model.asked) - len(whole.model.asked)
     assert 0 <= again <= 2 * 8, "at most the pairs of the last candidate, and of the prompt to improve on"
 
 
 def test_what_people_corrected_is_tried_as_an_example_and_the_control_gets_it_elsewhere(inputs, tmp_path):
     task = task_of(inputs, Weak())
-    item = task.items.ids("discover")[0]
-    rated = [
-        RatedExample("M1", item, (1, 0), "Who knows.", rating=2, corrected="Zeno of Elea"),
-        RatedExample("M1", item, (1, 0), "It is praised.", rating=9),
-        RatedExample("M1", item, (1, 0), "It is not.", rating=5),
-    ]
+    item, praised = task.items.ids("discover")[0], "It is praised."
+    corrected = RatedExample("M1", item, (1, 0), "Who knows.", rating=2, corrected="Zeno of Elea")
+    rated = [RatedExample("M1", item, (1, 0), told, rating=n) for told, n in ((praised, 9), ("It is not.", 5))]
     for control, case in ((None, "ARTICLE"), ("clean", "article")):
-        record = task.repair(plan(examples=rated, control=control), tmp_path / str(control))
-        tried = record.curve["piece"].tolist()
-        assert [
-            f"example: {item}, answered {told}" in tried for told in ("Zeno of Elea", "It is praised.", "It is not.")
-        ] == [
-            True,
-            True,
-            False,
-        ]
+        record = task.repair(plan(examples=[corrected, *rated], control=control), tmp_path / str(control))
+        tried = {told for told in record.curve["piece"] if told.startswith(f"example: {item}, ")}
+        assert tried == {f"example: {item}, answered {told}" for told in ("Zeno of Elea", praised)}
         shown = [turn.said + turn.system for turn in task.model.asked if "Zeno of Elea" in turn.system]
         assert any(re.search(rf"{case} \d+\?\nAnswer:\n\nZeno of Elea", one) for one in shown)
 
@@ -308,28 +294,18 @@ def test_what_does_not_fit_is_not_tried(inputs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("settings", "items", "said"),
-    [
-        ({"candidate": 3}, COUNTS, "unknown key, did you mean 'candidates'"),
-        ({"normalise": ["case"]}, COUNTS, "expected some of characters"),
-        ({"instructions": [" "]}, COUNTS, "found an empty one"),
-        ({}, {"discover": 10}, "prepare.items.repair"),
-    ],
-)
-def test_what_is_wrong_with_a_repair_is_told_before_anything_runs(inputs, settings, items, said):
-    errors = Chat.check_repair(context(inputs, items=items), {"method": "prompt", **settings})
-    assert said in "\n".join(errors)
-
-
-@pytest.mark.parametrize(
     ("settings", "prepare", "said"),
     [
+        ({"candidate": 3}, {}, "unknown key, did you mean 'candidates'"),
+        ({"normalise": ["case"]}, {}, "expected some of characters"),
+        ({"instructions": [" "]}, {}, "found an empty one"),
+        ({}, {"items": {"discover": 10}}, "prepare.items.repair"),
         ({"order": True}, {"prompt": "{question}\n{context}"}, "order: expected {context} before {question}"),
         ({"best_of": 3}, {"generation": {"temperature": 0.5}}, "best_of: expected prepare.generation.temperature: 0"),
         ({"best_of": 1}, {}, "best_of"),
     ],
 )
-def test_ways_to_ask_that_cannot_be_tried_are_errors(inputs, settings, prepare, said):
+def test_what_is_wrong_with_a_repair_is_told_before_anything_runs(inputs, settings, prepare, said):
     assert said in "\n".join(Chat.check_repair(context(inputs, **prepare), {"method": "prompt", **settings}))
 
 
@@ -374,13 +350,8 @@ def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inpu
         undone = repaired.configuration.plus(Normalisation(normalise="letter_case"))
         (tmp_path / "undone").mkdir()
         (tmp_path / "undone" / CONFIGURATION).write_text(json.dumps({"schema": 1, **undone.model_dump(mode="json")}))
-        write_loader(
-            tmp_path / "undone",
-            sys.modules["stages.tasks.chat.configuration"].__file__,
-            url="",
-            needs=True,
-            temperature=0.7,
-        )
+        module = sys.modules["stages.tasks.chat.configuration"].__file__
+        write_loader(tmp_path / "undone", module, url="", needs=True, temperature=0.7)
         assert passed_on(tmp_path / "undone", model, asked) == undone.applied(asked) != turn
         saved = read_json(out / CONFIGURATION)
         (out / CONFIGURATION).write_text(json.dumps({**saved, "base": "0123456789abcdef"}))
@@ -402,13 +373,18 @@ def proxy_of(folder: Path, model: Any) -> Iterator[str]:
         server.shutdown()
 
 
+def ask(url: str, turn: Turn) -> httpx.Response:
+    """Send a turn to a proxy."""
+    messages = [{"role": "system", "content": turn.system}, {"role": "user", "content": turn.said}]
+    body = {"model": "tiny", "messages": messages if turn.system else messages[1:]}
+    return httpx.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer mine"})
+
+
 def passed_on(folder: Path, model: Any, turn: Turn) -> Turn:
     """What the model gets from the proxy of a folder if that gets this turn."""
     with proxy_of(folder, model) as url:
-        messages = [{"role": "system", "content": turn.system}, {"role": "user", "content": turn.said}]
-        body = {"model": "tiny", "messages": messages if turn.system else messages[1:]}
-        done = httpx.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer mine"})
-        assert done.json()["choices"][0]["message"]["content"] and model.headers[-1]["Authorization"] == "Bearer mine"
+        assert ask(url, turn).json()["choices"][0]["message"]["content"]
+        assert model.headers[-1]["Authorization"] == "Bearer mine"
         assert model.paths[-1].endswith("/answer/v1/chat/completions") and model.requests[-1]["model"] == "tiny"
         assert httpx.get(f"{url}/models").json() == {"data": [{"id": "tiny"}]}
         assert httpx.post(f"{url}/chat/completions", json={"messages": "none"}).status_code == 400
@@ -421,18 +397,18 @@ def ways(*pieces: Piece) -> Configuration:
 
 
 @pytest.mark.parametrize(
-    ("passages", "sorted_ones"),
+    ("passages", "order"),
     [
-        (["Cats purr.", "Zeno told a paradox.", "Dogs bark."], ["Zeno told a paradox.", "Cats purr.", "Dogs bark."]),
-        (["Who told?", "Who told what?", "Who is Zeno?"], ["Who is Zeno?", "Who told?", "Who told what?"]),
-        (["One alone."], ["One alone."]),
+        (["Cats purr.", "Zeno told a paradox.", "Dogs bark."], [1, 0, 2]),
+        (["Who told?", "Who told what?", "Who is Zeno?"], [2, 0, 1]),
+        (["One alone."], [0]),
     ],
 )
-def test_passages_most_like_the_question_come_first(passages, sorted_ones):
-    order = ways(PassageOrder(order="similar_first"))
-    given, found = ("\n\n".join([*those, "Question: Who told of Zeno?\nAnswer:"]) for those in (passages, sorted_ones))
-    assert order.applied(Turn("s", given)) == Turn("s", found)
-    assert order.applied(Turn("s", "And now?")) == Turn("s", "And now?"), "of another form"
+def test_passages_most_like_the_question_come_first(passages, order):
+    found, those = ways(PassageOrder(order="similar_first")), ([passages[n] for n in order], passages)
+    after, before = ("\n\n".join([*some, "Question: Who told of Zeno?\nAnswer:"]) for some in those)
+    assert found.applied(Turn("s", before)) == Turn("s", after)
+    assert found.applied(Turn("s", "And now?")) == Turn("s", "And now?"), "of another form"
 
 
 def test_a_second_look_follows_the_answer_and_the_best_is_drawn():
@@ -440,6 +416,8 @@ def test_a_second_look_follows_the_answer_and_the_best_is_drawn():
     assert ways(look, text).applied(Turn("s", "Why?")) == Script("s\n\nBe brief.", look.second_look, ("Why?",))
     talk = Script("s", "b", ("a",))
     assert ways(look, BestOf(best_of=3)).applied(talk) == Script("s", look.second_look, ("a", "b"), (), 3)
+    alone = Configuration(base="b", prompt="{question}", pieces=[{"instruction": "Be brief."}])
+    assert alone.applied(Turn("", "Why?")) == Turn("", "Be brief.\n\nWhy?"), "without a system message, before it"
     assert most_agreed(["It is Zeno.", "Plato", "Zeno it is"]) == 0 and most_agreed(["Plato", "Zeno", "Zeno"]) == 1
 
 
@@ -473,16 +451,9 @@ def test_ways_to_ask_are_chosen_loaded_and_served_by_the_proxy(inputs, tmp_path,
         [turn] = Chat.load(given, prepared).changed(ids[:1], cells[:1])
         before = len(model.requests)
         with proxy_of(tmp_path / "repaired", model) as url:
-            messages = [{"role": "system", "content": turn.system}, {"role": "user", "content": turn.said}]
-            done = httpx.post(f"{url}/chat/completions", json={"model": "tiny", "messages": messages})
+            done = ask(url, turn)
         assert done.json()["choices"][0]["message"]["content"] == repaired.expected(ids[0], cells[0])[0]
         assert len(model.requests) - before == each
-
-
-def test_a_configuration_without_a_system_message_precedes_the_question():
-    found = Configuration(base="b", prompt="{question}", pieces=[{"instruction": "Be brief."}])
-    assert found.applied(Turn("", "Why?")) == Turn("", "Be brief.\n\nWhy?")
-    assert found.applied(Turn("You help.", "Why?")) == Turn("You help.\n\nBe brief.", "Why?")
 
 
 def test_the_plan_counts_what_a_repair_asks(monkeypatch):
@@ -497,8 +468,7 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
         concepts = {"typos": [n / 10 for n in range(levels)], "politeness": ["neutral", "polite", "rude"]}
         repair = {**block, "restructure": {**block["restructure"], **changes}}
         one = {**audit, "concepts": concepts, "usage": "uniform"}
-        params = Params.model_validate({"audits": {"q": one}, "repairs": {"q": repair}})
-        return abilities_of(params, "q")[-3:-1]
+        return abilities_of(Params.model_validate({"audits": {"q": one}, "repairs": {"q": repair}}), "q")[-3:-1]
 
     chat, shares = ChatRepair(method="prompt"), 1 + 2 * MOST_SHARES
     most, usual = chat.candidates * chat.pairs, (2 * (3 + 3 + 4 + 6) + 1) * chat.pairs
@@ -531,9 +501,8 @@ def test_from_init_through_the_loop_to_an_export_and_the_key_is_nowhere(tmp_path
         repair["re_evaluate"] = {"paired_probes": 100}
         path.write_text(yaml.safe_dump(params))
         code, planned = faded(here, "plan", "questions", TINY_KEY=key)
-        [most] = re.findall(
-            r"questions: at most ([\d,]+) requests \(about [\d,]+ if one change", " ".join(planned.split())
-        )
+        told_most = r"questions: at most ([\d,]+) requests \(about [\d,]+ if one change"
+        [most] = re.findall(told_most, " ".join(planned.split()))
         audited = here.faded("audit", "questions", TINY_KEY=key)
         assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
         assert len(model.requests) <= int(most.replace(",", ""))

@@ -66,11 +66,9 @@ def test_help_is_quick_to_import_and_has_examples(tmp_path):
     script = (
         "import sys, flows.cli; from typer.testing import CliRunner\n"
         "result = CliRunner().invoke(flows.cli.app, ['--help'])\n"
-        "assert result.exit_code == 0, result.output\n"
-        "heavy = {'torch', 'prefect', 'dvc', 'pandas', 'numpy', 'sklearn'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "assert result.exit_code == 0, result.output"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    run_without(tmp_path, script, "torch", "prefect", "dvc", "pandas", "numpy", "sklearn")
     commands = cast(Group, get_command(app)).commands
     assert len(commands) > 20
     for command in commands:
@@ -80,12 +78,14 @@ def test_help_is_quick_to_import_and_has_examples(tmp_path):
 
 
 def test_the_process_of_a_run_imports_neither_pandas_nor_what_else_takes_its_memory_for_hours(tmp_path):
-    script = (
-        "import sys, flows.worker, flows.start.engine, flows.audit\n"
-        "heavy = {'torch', 'dvc', 'pandas', 'pyarrow', 'scipy', 'sklearn', 'networkx', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    script = "import sys, flows.worker, flows.start.engine, flows.audit"
+    run_without(tmp_path, script, "torch", "dvc", "pandas", "pyarrow", "scipy", "sklearn", "networkx", "PIL")
+
+
+def run_without(folder: Path, script: str, *heavy: str) -> None:
+    """Run a script in a new process, which must not import heavy packages."""
+    script = f"{script}\nheavy = {set(heavy)} & set(sys.modules)\nassert not heavy, heavy\n"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
 
 
 def test_the_workspace_is_found_from_a_folder_inside_it_and_told_from_what_is_none(toys, tmp_path):
@@ -94,13 +94,14 @@ def test_the_workspace_is_found_from_a_folder_inside_it_and_told_from_what_is_no
     other = tmp_path / "other"
     other.mkdir()
     done = run_here(Workspace(other), "status")
-    assert done.returncode == 2
-    assert "no params.yaml and dvc.yaml" in done.stdout and str(other) in done.stdout
+    assert done.returncode == 2 and "no params.yaml and dvc.yaml" in done.stdout and str(other) in done.stdout
     (tmp_path / "params.yaml").write_text("train: {lr: 1}\n")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     done = run_here(Workspace(tmp_path), "status")
-    assert done.returncode == 2
-    assert f"in {tmp_path} are not Faded's: run faded inside a workspace, such as {toys.path}" in done.stdout
+    assert (
+        done.returncode == 2
+        and f"in {tmp_path} are not Faded's: run faded inside a workspace, such as {toys.path}" in done.stdout
+    )
 
 
 def test_what_is_wrong_in_params_is_told_at_once_and_before_anything_runs(toys):
@@ -117,8 +118,7 @@ def test_what_is_wrong_in_params_is_told_at_once_and_before_anything_runs(toys):
         before = toys.params()
         toys.edit_params(changes)
         done = run_here(toys, "audit")
-        assert done.returncode == 2
-        assert all(line in done.stdout for line in told), done.stdout
+        assert done.returncode == 2 and all(line in done.stdout for line in told), done.stdout
         toys.write_params(before)
     assert toys.executed() == []
 
@@ -127,11 +127,9 @@ def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
     name = "x;touch y"
     toys.write_params({"audits": {name: audit_params(), "tiny": audit_params()}, "repairs": {}})
     for command in (["audit", name], ["audit", "tiny"]):
-        done = run_here(toys, *command)
-        assert done.returncode == 2, done.stdout
-        assert f"audits: {name!r}: expected a name of 1 to 64 letters" in done.stdout
-    assert toys.executed() == []
-    assert not (toys.path / "y").exists()
+        done, told = run_here(toys, *command), f"audits: {name!r}: expected a name of 1 to 64 letters"
+        assert done.returncode == 2 and told in done.stdout, done.stdout
+    assert toys.executed() == [] and not (toys.path / "y").exists()
 
 
 def test_bytes_that_are_no_parameters_are_told_by_every_command(toys):
@@ -152,8 +150,7 @@ def test_a_new_audit_that_is_refused_leaves_nothing_behind(toys):
     before = sorted(toys.path.rglob("data/**/*"))
     done = run_here(toys, "plan", "extra")
     assert done.returncode == 2 and "nowhere" in done.stdout, done.stdout
-    assert sorted(toys.path.rglob("data/**/*")) == before
-    assert (toys.path / ".faded").stat().st_mode & 0o777 == 0o700
+    assert sorted(toys.path.rglob("data/**/*")) == before and (toys.path / ".faded").stat().st_mode & 0o777 == 0o700
     done = run_here(toys, "plan", "tiny")
     assert done.returncode == 0 and "report@tiny" in done.stdout and "restructure" not in done.stdout, done.stdout
 
@@ -190,17 +187,15 @@ def test_what_the_machine_did_is_told_from_a_bug(error, code, capsys):
 
     with pytest.raises(SystemExit) as ended:
         run_as_command(stage)
-    assert ended.value.code == code
     told = capsys.readouterr().err
-    assert ("Traceback" in told) is (code == 70)
+    assert ended.value.code == code and ("Traceback" in told) is (code == 70)
     assert code == 70 or told.count("\n") <= 1
 
 
 def test_an_unknown_audit_names_the_known_ones(toys):
     for command in ("audit", "status"):
         done = run_here(toys, command, "tinny")
-        assert done.returncode == 2
-        assert "found: tiny" in done.stdout and "did you mean 'tiny'" in done.stdout
+        assert done.returncode == 2 and "found: tiny" in done.stdout and "did you mean 'tiny'" in done.stdout
 
 
 def test_a_plan_tells_cost_before_anything_runs(toys):
@@ -209,9 +204,8 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     # Of 200 probes 40 are kept back. In batches of 32: discover 2 x 160 and 100 for small steps; summarize 2 x 40;
     # re_evaluate 2 x 320 and 2 models x 2 x 100 pairs.
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if "@tiny" in line}
-    assert {"420", "14"} <= set(rows["discover@tiny"])
-    assert {"80", "3"} <= set(rows["summarize@tiny"])
-    assert {"1,040", "33"} <= set(rows["re_evaluate@tiny"])
+    for stage, counts in (("discover", "420 14"), ("summarize", "80 3"), ("re_evaluate", "1,040 33")):
+        assert {*counts.split()} <= set(rows[f"{stage}@tiny"])
     assert "1,540 unique probes at most" in done.stdout
     assert "time unknown until prepare has run, 9 stage(s) never ran here" in done.stdout and "free" in done.stdout
     few = "tiny: 20 discover items and 20 test items support no claim about others: 20% of 20 has a 95% interval from"
@@ -242,9 +236,8 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert estimated(*searching).time == "time unknown, 2 stage(s) never ran here"
     record_probe_seconds("tiny", 0.3)
     found = {e.stage.kind: (e.probes, e.seconds, e.source) for e in estimated(*searching, "summarize", "report").stages}
-    assert found["discover"] == (420, pytest.approx(126), "probes")
-    assert found["re_evaluate"] == (1040, pytest.approx(312), "probes")
-    assert found["summarize"] == (80, pytest.approx(24), "probes")
+    for kind, probes in (("discover", 420), ("re_evaluate", 1040), ("summarize", 80)):
+        assert found[kind] == (probes, pytest.approx(0.3 * probes), "probes")
     assert found["report"] == (None, None, None)
     with monkeypatch.context() as patch:  # a task with measures probes its model again, and unchanged items
         patch.setattr("flows.results.abilities.task_class", lambda *_: PlantedTexts)
@@ -301,8 +294,7 @@ def test_a_preset_is_an_audit_beside_another_and_one_that_is_not_there_names_tho
 
 
 def test_status_report_and_plan_of_a_finished_audit(finished):
-    report = run_here(finished, "report", "other", "--no-open")
-    page = Path(report.stdout.splitlines()[-1])
+    page = Path(run_here(finished, "report", "other", "--no-open").stdout.splitlines()[-1])
     assert page.is_file() and page.is_relative_to(finished.path) and page.name == "report.html"
     lines = run_here(finished, "status", "other").stdout.splitlines()
     [row] = [line for line in lines if line.split()[:1] == ["other"]]
@@ -334,16 +326,13 @@ TILTED = ConceptSpace((Concept("tilt", (0, 1)),))
 
 
 def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
-    def probes(failed: list[bool], roles: list[str]) -> pd.DataFrame:
-        rows = {"role": roles, "item": ["i", "i", "j", "k"], "tilt": [0, 1, 0, 0], "repeat": 0, "failed": failed}
-        return pd.DataFrame(rows)
+    def probes(failed: list[bool], last: str = "control") -> pd.DataFrame:
+        rows = {"role": [*["control"] * 3, last], "item": [*"iijk"], "tilt": [0, 1, 0, 0], "repeat": 0}
+        return pd.DataFrame(rows | {"failed": failed})
 
-    control = ["control"] * 4
-    a = probes([False, False, False, True], control)
-    b = probes([True, False, True, False], ["control", "control", "control", "agent"])
+    a, b = probes([False, False, False, True]), probes([True, False, True, False], "agent")
     paired = paired_difference(a, b, TILTED)
-    assert paired is not None
-    assert (paired.difference.n, paired.items) == (3, 2)
+    assert paired is not None and (paired.difference.n, paired.items) == (3, 2)
     assert paired.difference.value == pytest.approx(2 / 3)
     assert paired.difference.low < 2 / 3 <= paired.difference.high <= 1
     assert paired_difference(a, b[b["role"] == "agent"], TILTED) is None
@@ -388,5 +377,4 @@ def test_a_package_adds_commands_and_a_broken_one_is_named(tmp_path):
     command = [sys.executable, "-m", "flows.cli", "hello"]
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "good morning\n"
-    assert "no_such_module" in done.stderr
+    assert done.stdout == "good morning\n" and "no_such_module" in done.stderr

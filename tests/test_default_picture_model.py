@@ -1,7 +1,5 @@
 """The repository's text-to-image model: it draws what prompts say, except for its planted failures."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -14,8 +12,8 @@ from stages.tasks.text_to_image.judge_models import load_judge
 from stages.tasks.text_to_image.judges import attribute_values
 from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline
 from stages.tasks.text_to_image.sample import Painter
+from tests.workspace import ROOT
 
-ROOT = Path(__file__).parents[1]
 INPUTS = ROOT / "data" / "images" / "inputs"
 AUDITS = yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]
 

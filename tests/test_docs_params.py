@@ -67,10 +67,8 @@ def completed(block: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     parts = {key: block[key] for key in ("model", "data") if key in block}
     block = {key: value for key, value in block.items() if key not in parts}
     prepare = {**block.get("prepare", {}), **parts}
-    table = next(
-        yaml.safe_load(code)["audits"] for code in blocks(ROOT / "docs/tabular.md", "yaml") if "audits:" in code
-    )
-    audits = OURS["audits"] | table
+    [table, *_] = [code for code in blocks(ROOT / "docs/tabular.md", "yaml") if "audits:" in code]
+    audits = OURS["audits"] | yaml.safe_load(table)["audits"]
     if "concepts" in block:  # a usage is one of other concepts
         audits = {name: {key: value for key, value in of.items() if key != "usage"} for name, of in audits.items()}
     return [
@@ -85,9 +83,8 @@ def errors_of(name: str, params: Params, *, whole: bool) -> list[str]:
     if ":" in audit.task and not audit.task.startswith("stages."):
         return []  # the page's own task, which another test runs
     task, concepts = task_class(name, audit), dict(audit.concepts)
-    context = TaskContext(
-        name, audit.seed, audit.prepare, concepts, audit.automatic, ROOT / "data" / name / "inputs", Compute()
-    )
+    inputs = ROOT / "data" / name / "inputs"
+    context = TaskContext(name, audit.seed, audit.prepare, concepts, audit.automatic, inputs, Compute())
     prepare = task.prepare_block.model_validate(audit.prepare)
     for part, loaders in task.loaders.items():
         if (source := getattr(prepare, part)) is not None:

@@ -48,18 +48,13 @@ def explore(name: str, task: PlantedTask, budget: int, seed: int = 0, **settings
     return prober.table()
 
 
-# --- the prober counts probes
-
-
 def test_only_unique_probes_are_paid_and_asked() -> None:
     task = make_task()
     prober = Prober(task, ids(task), budget=10)
     items, cells = np.array([0, 0, 1]), np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1]])
-    first = prober.ask(items, cells)
-    again = prober.ask(items, cells)
+    first, again = prober.ask(items, cells), prober.ask(items, cells)
     assert first.fresh.tolist() == [True, False, True]
-    assert not again.fresh.any() and again.answered.all()
-    assert prober.spent == 2 and task.queries == 2
+    assert not again.fresh.any() and again.answered.all() and prober.spent == task.queries == 2
     np.testing.assert_array_equal(first.discrepancy, again.discrepancy)
 
 
@@ -98,15 +93,9 @@ def test_answers_that_cannot_be_judged_are_refused(spoil, message: str, tmp_path
     assert len(Ledger(tmp_path / "ledger")) == 0  # nothing was stored
 
 
-# --- the ledger survives
-
-
 def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path) -> None:
-    config = DiscoverConfig(
-        explorer="model_based",
-        budget=200,
-        settings={"first": 40, "batch": 30, "candidates": 600, "final_generations": 10},
-    )
+    quick = {"first": 40, "batch": 30, "candidates": 600, "final_generations": 10}
+    config = DiscoverConfig(explorer="model_based", budget=200, settings=quick)
     whole = search(make_task(), ids(make_task()), config, seed=3)
 
     class KilledTask(PlantedTask):
@@ -124,8 +113,7 @@ def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path) -> None:
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
     assert 0 < ledger.resumed == killed.queries
-    resumed = search(task, ids(task), config, seed=3, ledger=ledger)
-    pd.testing.assert_frame_equal(resumed.probes, whole.probes)
+    pd.testing.assert_frame_equal(search(task, ids(task), config, seed=3, ledger=ledger).probes, whole.probes)
     assert task.queries == len(Ledger(tmp_path / "ledger.jsonl")) - ledger.resumed
 
 
@@ -144,9 +132,6 @@ def test_answers_come_back_exactly(tmp_path) -> None:
     assert (tmp_path / "l").stat().st_size == size
 
 
-# --- the environment
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("flat", [False, True])
 def test_both_checkers_accept_the_environment(flat: bool) -> None:
@@ -154,9 +139,6 @@ def test_both_checkers_accept_the_environment(flat: bool) -> None:
     env = gym.make(ENV_ID, prober=Prober(task, ids(task), 10_000), flat=flat, disable_env_checker=True)
     gymnasium_check(env.unwrapped, skip_render_check=True)
     sb3_check(env.unwrapped)
-
-
-# --- agents and baselines, one contract
 
 
 @pytest.mark.parametrize("name", [n for n in EXPLORERS if n not in ("auto", *MODEL_BASED, *WITHOUT_NETWORK)])
@@ -225,8 +207,7 @@ def test_a_missing_library_is_named_with_what_to_install(name: str, library: str
 def test_a_budget_that_covers_the_grid_enumerates_it() -> None:
     task = make_task(levels=3, concepts="ab", items=5)
     found = search(task, ids(task), DiscoverConfig(budget=1000), seed=0)
-    assert found.enumerated and found.policy is None
-    assert len(found.probes) == 45 == task.queries
+    assert found.enumerated and found.policy is None and len(found.probes) == 45 == task.queries
     assert set(found.probes["role"]) == {"control"}
 
 
@@ -254,15 +235,11 @@ def test_every_explorer_and_every_setting_is_in_the_docs():
         assert documented == set(explorer_class(name).Settings.model_fields), name
 
 
-# --- auto
-
-
 def test_auto_draws_at_random_what_is_too_little_to_learn_from():
     task = make_task()
     prober = Prober(task, ids(task), FEW - 1)
     found = make_explorer("auto", {}).explore(prober, seed=0)
-    assert found.details["chosen"] == "random"
-    assert "too few" in found.details["why"]
+    assert found.details["chosen"] == "random" and "too few" in found.details["why"]
     assert prober.spent == FEW - 1 and prober.table()["uniform"].all()
 
 
@@ -280,9 +257,6 @@ def test_auto_takes_one_explorer_for_every_grid_and_hands_its_goal_on(monkeypatc
     task.concepts = ConceptSpace(tuple(Concept(name, tuple(range(7))) for name in "abcdefgh"[:concepts]))
     Auto(AutoSettings(goal="failures"), budget=FEW).explore(Prober(task, ids(task), FEW - 1), seed=0)
     assert asked == [("model_based", "failures", 7**concepts)]
-
-
-# --- agents learn
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -91,8 +92,7 @@ def hashes_of(members: Members) -> list[tuple[str, str, str]]:
 
 def with_hash(members: Members, part: str, name: str, kind: str) -> Members:
     manifest = json.loads(members[MANIFEST])
-    digest = manifest["parts"][part][name][kind]
-    manifest["parts"][part][name][kind] = digest[::-1]
+    manifest["parts"][part][name][kind] = manifest["parts"][part][name][kind][::-1]
     changed = {**members, MANIFEST: dump_json(manifest)}
     follows = make_statement(manifest, sha256(changed[MANIFEST]), yaml.safe_load(members[PARAMS]))
     return {**changed, STATEMENT: dump_json(follows)}
@@ -115,9 +115,6 @@ def test_parts_cannot_be_exchanged(members, tmp_path):
     parts = manifest["parts"]
     parts["repaired"], parts["model"] = parts["model"], parts["repaired"]
     assert "the part of" in problems(resealed(tmp_path / "x.zip", {**members, MANIFEST: dump_json(manifest)}))["files"]
-
-
-# Signatures
 
 
 def test_a_signature_that_is_missing_or_the_forgers_own_improves_nothing(members, signed, key, tmp_path):
@@ -201,9 +198,6 @@ def test_a_signed_bundle_about_another_kind_of_model_is_not_what_was_required(ot
     assert "about the model under test, expected one about the repaired model" in refused(path, key[1])
 
 
-# The zip file
-
-
 def directory_of(raw: bytes) -> int:
     return struct.unpack("<I", raw[-6:-2])[0]
 
@@ -269,8 +263,6 @@ def deflated_bomb(path: Path, *, told: int | None = None) -> Path:
 
 @pytest.mark.parametrize("told", [None, 1000])
 def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, told):
-    import tracemalloc
-
     path = deflated_bomb(tmp_path / "bomb.zip", told=told)
     tracemalloc.start()
     with pytest.raises(UsageError, match="larger than" if told is None else "is not as long as declared"):
@@ -279,16 +271,12 @@ def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, told):
     tracemalloc.stop()
 
 
-# Anything at all
-
-
 @settings(max_examples=scaled(60), deadline=None, suppress_health_check=CHECKS)
 @given(data=st.data())
 def test_a_changed_byte_of_a_bundle_never_holds(signed, key, tmp_path, data):
     raw = bytearray(written(tmp_path / "whole.zip", signed).read_bytes())
     # Except fields of the directory that nobody reads: versions, attributes, and the time of the members.
-    at = data.draw(st.integers(0, directory_of(raw) - 1))
-    raw[at] ^= data.draw(st.integers(1, 255))
+    raw[data.draw(st.integers(0, directory_of(raw) - 1))] ^= data.draw(st.integers(1, 255))
     (tmp_path / "x.zip").write_bytes(raw)
     assert refused(tmp_path / "x.zip", key[1])
 
@@ -325,9 +313,8 @@ def test_the_unrepaired_model_is_not_what_a_repair_was_judged_by(workspace, sign
 
 
 def test_another_audit_name_that_looks_alike_shows(members, key, tmp_path):
-    renamed = {
-        name.replace("tiny", "t\u0456ny"): data.replace(b"tiny", "t\u0456ny".encode()) for name, data in members.items()
-    }
+    like = "t\u0456ny"
+    renamed = {name.replace("tiny", like): data.replace(b"tiny", like.encode()) for name, data in members.items()}
     path = written(tmp_path / "x.zip", renamed)
     assert refused(path, key[1]) and problems(path)
 

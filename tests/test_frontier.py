@@ -42,9 +42,8 @@ def answers(points, *, items=400, pairs=4, trainings=3, seed=0, spread=0.0, went
     ids = np.repeat([f"i{k:03d}" for k in range(items)], pairs)
     part = np.repeat(["targets", "others"], len(ids))
     item = np.tile(ids, 2)
-    fails, breaks = (
-        np.tile(np.repeat(rng.normal(0, 0.5, items), pairs), 2) + rng.normal(0, 1, len(item)) for _ in "ab"
-    )
+    own = np.tile(np.repeat(np.arange(items), pairs), 2)
+    fails, breaks = (rng.normal(0, 0.5, items)[own] + rng.normal(0, 1, len(item)) for _ in "ab")
     before = _hardest(fails, np.where(part == "targets", BEFORE["targets"], BEFORE["others"]), 0.0, rng)
     said: list[tuple[np.ndarray, str, float, float, int]] = [(before, "before", 0.0, 0.0, 0)]
     for (copy, dose, share), (harm, failing) in points.items():
@@ -97,10 +96,8 @@ def test_a_repair_is_compared_where_both_break_as_much():
     drawn = frontier_picture(one).svg
     assert "100 steps, 50% of the way" in drawn and "the repair, 100 steps" in drawn
     assert one.trainings == 3 and one.before.value == pytest.approx(0.4, abs=0.01)
-    assert [(p.copy_of, p.dose, p.share, p.steps) for p in one.points][:2] == [
-        ("control", 0.25, 1.0, 25),
-        ("control", 1.0, 0.5, 100),
-    ]
+    first = [(p.copy_of, p.dose, p.share, p.steps) for p in one.points][:2]
+    assert first == [("control", 0.25, 1.0, 25), ("control", 1.0, 0.5, 100)]
     equal = one.equal_harm
     assert equal.harm == pytest.approx(0.03, abs=0.005)
     assert equal.difference.value == pytest.approx(apart(REPAIR, CONTROL), abs=0.04) and equal.difference.high < 0
@@ -125,8 +122,7 @@ def test_a_control_that_never_breaks_as_much_is_compared_at_its_most():
 
 
 def test_what_is_handed_on_is_told_apart_from_the_frontier():
-    points = both({(1.0, 0.7): (0.015, 0.22), **REPAIR}, CONTROL)
-    table = answers(points, went=(1.0, 0.7))
+    table = answers(both({(1.0, 0.7): (0.015, 0.22), **REPAIR}, CONTROL), went=(1.0, 0.7))
     others = (table["copy_of"] == "repaired") & (table["share"] == 0.7) & (table["training"] > 0)
     one = frontier(table[~others], SHARE, resamples=200, seed=0)  # only the first training went so far
     assert (one.published.share, one.published.dose) == (0.7, 1.0)
@@ -144,8 +140,7 @@ def test_without_a_control_there_is_a_curve_and_no_claim():
 def test_between_two_numbers_of_steps_it_is_interpolated_by_their_logarithms():
     doses, falling = np.array([0.25, 1.0, 4.0]), np.array([0.4, 0.3, 0.2])
     assert _crossing(doses, falling, 0.25) == pytest.approx(2.0)
-    assert _crossing(doses, falling, 0.3) == pytest.approx(1.0)
-    assert _crossing(doses, falling, 0.45) == 0.25
+    assert _crossing(doses, falling, 0.3) == pytest.approx(1.0) and _crossing(doses, falling, 0.45) == 0.25
     assert _crossing(doses, falling, 0.1) == np.inf
     # A rise in between does not count as a step back: of 0.3, 0.4 and 0.2, the lowest so far counts.
     assert _crossing(doses, np.array([0.3, 0.4, 0.2]), 0.25) == pytest.approx(2.0)
@@ -177,20 +172,15 @@ def test_null_repairs_claim_nothing_and_intervals_cover():
     assert covered >= 182, covered  # 190 are expected; fewer occur in 0.6% of cases
 
 
-GATES = {
-    "target_failure_rate": {"change_max": -0.05},
-    "other_failure_rate": {"change_max": 0.05},
-    "newly_failing": {"max": 0.1},
-    "clean_quality": {"change_min": -0.1},
-}
+GATES = {"target_failure_rate": {"change_max": -0.05}, "other_failure_rate": {"change_max": 0.05}}
+GATES |= {"newly_failing": {"max": 0.1}, "clean_quality": {"change_min": -0.1}}
 
 
 def offered(elsewhere=0.03, clean=0.9, invalid=0.0, **gates):
     """The checkpoint offered after a quarter of the steps, with this harm and this quality."""
     table = answers(both({(0.25, 1.0): (elsewhere, 0.2), (1.0, 1.0): (0.01, 0.15)}, CONTROL), items=300)
     fewer = (table["copy_of"] == "repaired") & (table["dose"] < 1)
-    of_clean = fewer & (table["part"] == "clean")
-    table.loc[of_clean, "value"] = clean
+    table.loc[fewer & (table["part"] == "clean"), "value"] = clean
     table["valid"] = ~(fewer & (np.arange(len(table)) % 100 < 100 * invalid))
     [one] = checkpoints(table, SHARE, resamples=300, seed=0)
     assert one.differences["target_failure_rate"].change == pytest.approx(-0.2, abs=0.03)
@@ -202,11 +192,11 @@ def offered(elsewhere=0.03, clean=0.9, invalid=0.0, **gates):
 def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
     passing = offered()
     assert (passing.folder, passing.steps) == ("trainings/repaired-0.25-0", 25)
-    assert offered(elsewhere=0.2) is None  # newly failing
-    assert offered(clean=0.7) is None
-    assert offered(target_failure_rate={"max": 0.1}) is None
     assert offered(other_not_passing={"change_max": 0.1}) is not None
-    assert offered(other_not_passing={"change_max": 0.1}, invalid=0.2) is None
-    assert offered(bias={"max": 0.5}) is None  # not measured
-    assert offered(slices={"label": {"max": 0.9}}) is None
+    for changed in (
+        *({"elsewhere": 0.2}, {"clean": 0.7}, {"target_failure_rate": {"max": 0.1}}),  # the first newly fails
+        {"other_not_passing": {"change_max": 0.1}, "invalid": 0.2},
+        *({"bias": {"max": 0.5}}, {"slices": {"label": {"max": 0.9}}}),  # not measured
+    ):
+        assert offered(**changed) is None, changed
     assert checkpoints(answers(both(REPAIR, CONTROL)).head(0), SHARE, resamples=200, seed=0) == []

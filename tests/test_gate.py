@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -28,16 +27,27 @@ from tests.workspace import FADED, ROOT, STAGES, Workspace
 WORSE = ("failed = inside |", "failed = inside | (cells[:, 0] <= 1) |")  # an edit of planted.py
 
 
+def spoil(workspace: Workspace) -> None:
+    """Make the model fail more."""
+    code = workspace.path / "planted.py"
+    assert WORSE[0] in code.read_text()
+    code.write_text(code.read_text().replace(*WORSE))
+
+
 @pytest.fixture(scope="module")
 def worse(workspace, tmp_path_factory) -> Workspace:
     """The audit "other" again, with a model that fails more, committed as `second`."""
     worse = workspace.copy(tmp_path_factory.mktemp("worse") / "ws")
-    code = worse.path / "planted.py"
-    assert WORSE[0] in code.read_text()
-    code.write_text(code.read_text().replace(*WORSE))
+    spoil(worse)
     run_stages(worse, "other")
     commit(worse, "second")
     return worse
+
+
+def fail(workspace: Workspace) -> None:
+    """Make the headline of "other" say that it did not pass."""
+    headline = workspace.path / "data/other/report/headline.json"
+    headline.write_text(headline.read_text().replace('"passed": true', '"passed": false'))
 
 
 def judged(workspace: Workspace, audit: str, against: str | None = "first", tolerance: float = 0.02) -> GateResult:
@@ -83,7 +93,7 @@ def test_the_command_tells_who_decided_and_ends_with_the_code_of_a_gate(worse, w
 def judged_as(run: Run, **verdict: Any) -> Run:
     """The same run with another verdict."""
     if run.evaluation is None:
-        return replace(run, verdict=run.verdict.model_copy(update=verdict))
+        return altered("verdict", **verdict)(run)
     return evaluated(run, verdict=run.evaluation.verdict.model_copy(update=verdict))
 
 
@@ -123,12 +133,9 @@ def test_by_default_it_is_the_last_that_passed(workspace, worse, tmp_path):
     with inside(own):
         assert last_passed(load_params(), "other") == (second, True)
         assert last_passed(load_params(), "tiny") == (head, True), "nothing has changed it since it passed"
-    result = judged(worse, "other", None)
-    assert result.passed and result.notes == [
-        f"{second} is the last that passed, and has this same result; use --against for another"
-    ]
-    headline = own.path / "data/other/report/headline.json"
-    headline.write_text(headline.read_text().replace('"passed": true', '"passed": false'))
+    result, told = judged(worse, "other", None), "is the last that passed, and has this same result; use --against for"
+    assert result.passed and result.notes == [f"{second} {told} another"]
+    fail(own)
     commit(own, "third")
     with inside(own):
         assert last_passed(load_params(), "other")[0] == second
@@ -142,12 +149,11 @@ def test_each_further_result_since_a_revision_is_another_try_and_needs_more(wors
     own = worse.copy(tmp_path / "ws")
     with inside(own):
         assert looks_since(load_params(), "other", "first") == 1
-        headline = Path("data/other/report/headline.json")
-        headline.write_text(headline.read_text().replace('"passed": true', '"passed": false'))
+        fail(own)
         assert looks_since(load_params(), "other", "first") == 2
     once = judged(worse, "other")
     monkeypatch.setattr(flows.evidence.gate, "looks_since", lambda *_: 3)
-    third, same = judged(worse, "other"), judged(workspace, "other")
+    third, same = judged(worse, "other"), of_another(workspace, "other")
     [before], [after] = once.rows, third.rows
     assert (once.looks, third.looks) == (1, 3) and after.worse.value == before.worse.value
     by = NormalDist().inv_cdf(1 - 0.05 / 12) / NormalDist().inv_cdf(0.975)
@@ -160,7 +166,7 @@ def unchanged(run: Run) -> Run:
 
 
 def of_another(
-    workspace: Workspace, audit: str, change: Any = unchanged, *, before: Any = unchanged, tolerance: float = 0.02
+    workspace, audit: str, change: Any = unchanged, *, before: Any = unchanged, tolerance=0.02
 ) -> GateResult:
     """The gate with another run for the workspace, and optionally for the revision."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
@@ -241,8 +247,7 @@ def test_what_is_no_sample_of_the_grid_does_not_count(workspace):
 
 def test_what_is_not_shown_to_be_no_worse_fails(workspace):
     """The same answers from another model: 20 items cannot show 2 points, though nothing looks worse."""
-    result = of_another(workspace, "tiny", lambda run: made(run, repaired="1" * 16))
-    landscape, repaired, quality = result.rows
+    landscape, repaired, quality = of_another(workspace, "tiny", lambda run: made(run, repaired="1" * 16)).rows
     assert landscape.passed
     assert repaired.worse.value == 0.0 and repaired.worse.high > 0.02 and not repaired.passed
     assert quality.worse.value == 0.0 and quality.worse.high > 0.02 and not quality.passed
@@ -253,10 +258,8 @@ def test_what_is_not_shown_to_be_no_worse_fails(workspace):
 
 def evaluation(**quality: float | None) -> Evaluation:
     entry = Difference(name="clean accuracy", pairs=1000, low=None, high=None, **quality)
-    made = Provenance.model_construct(), pd.DataFrame()
-    return Evaluation(
-        Comparison.model_construct(differences={"clean_quality": entry}), RepairVerdict.model_construct(), *made
-    )
+    comparison = Comparison.model_construct(differences={"clean_quality": entry})
+    return Evaluation(comparison, RepairVerdict.model_construct(), Provenance.model_construct(), pd.DataFrame())
 
 
 def test_clean_quality_is_compared_as_two_means():
@@ -267,8 +270,7 @@ def test_clean_quality_is_compared_as_two_means():
     # Minus the square root of 0.02^2 + 0.02^2 below, plus that of 0.01^2 + 0.03^2 above.
     assert row.worse.low == pytest.approx(0.04 - np.sqrt(0.0008))
     assert row.worse.high == pytest.approx(0.04 + np.sqrt(0.001))
-    assert not row.passed
-    assert flows.evidence.gate._quality(now, then, False, 0.05).passed
+    assert not row.passed and flows.evidence.gate._quality(now, then, False, 0.05).passed
     nothing = evaluation(after=None, after_low=None, after_high=None)
     assert not flows.evidence.gate._quality(then, nothing, False, 0.05).passed
 
@@ -282,17 +284,16 @@ def test_ones_own_verdict_counts(workspace, verdict):
 
 def test_a_clone_without_results_is_told_what_to_do(workspace, tmp_path):
     assert workspace.run(["git", "clone", "--quiet", str(workspace.path), str(tmp_path / "clone")]).returncode == 0
+    file = "data/tiny/summarize/landscape.json"
     with inside(Workspace(tmp_path / "clone")):
-        with pytest.raises(UsageError) as at_first:
+        with pytest.raises(UsageError, match=rf"its dvc.lock names {file}(?s:.*)`dvc push`") as at_first:
             read_run("first", "tiny")
-        with pytest.raises(UsageError) as here:
+        assert "`dvc fetch --all-commits`" in str(at_first.value)
+        with pytest.raises(UsageError, match=f"the workspace has no {file}"):
             read_run(WORKSPACE, "tiny")
-    assert "its dvc.lock names data/tiny/summarize/landscape.json" in str(at_first.value)
-    assert "`dvc push`" in str(at_first.value) and "`dvc fetch --all-commits`" in str(at_first.value)
-    assert "the workspace has no data/tiny/summarize/landscape.json" in str(here.value)
     with inside(workspace):
         commits = workspace.run(["git", "rev-list", "--max-parents=0", "HEAD"]).stdout.split()
-        with pytest.raises(UsageError, match=r"its dvc.lock does not name data/tiny/summarize/landscape.json"):
+        with pytest.raises(UsageError, match=f"its dvc.lock does not name {file}"):
             read_run(commits[0], "tiny")
 
 
@@ -319,11 +320,8 @@ def test_the_hook_of_the_docs_keeps_a_worse_model_from_being_pushed(workspace, t
     hook = own.path / ".git/hooks/pre-push"
     hook.write_text(script.replace("faded gate mnist", f"{FADED} gate other"))
     hook.chmod(0o755)
-    for command in (
-        ["init", "--quiet", "--bare", str(tmp_path / "remote.git")],
-        ["remote", "add", "origin", str(tmp_path / "remote.git")],
-    ):
-        assert own.run(["git", *command]).returncode == 0
+    for command in (["init", "--quiet", "--bare"], ["remote", "add", "origin"]):
+        assert own.run(["git", *command, str(tmp_path / "remote.git")]).returncode == 0
     first = own.run(["git", "push", "origin", "main"])
     assert first.returncode == 0, first.stdout
     (own.path / "notes.txt").write_text("nothing the audit depends on")
@@ -331,8 +329,7 @@ def test_the_hook_of_the_docs_keeps_a_worse_model_from_being_pushed(workspace, t
     same = own.run(["git", "push", "origin", "main"])
     assert same.returncode == 0 and "no worse" in same.stdout, same.stdout
 
-    code = own.path / "planted.py"
-    code.write_text(code.read_text().replace(*WORSE))
+    spoil(own)
     commit(own, "stale")
     stale = own.run(["git", "push", "origin", "main"])
     assert stale.returncode != 0 and "faded audit other" in stale.stdout
@@ -357,8 +354,5 @@ def test_params_without_repairs_lead_to_evidence_and_a_gate(workspace, tmp_path)
 
 
 def test_nothing_in_common_is_no_pass(workspace):
-    def others(run: Run) -> Run:
-        return replace(run, probes=run.probes.assign(item="x" + run.probes["item"]))
-
-    [row] = of_another(workspace, "other", others).rows
+    [row] = of_another(workspace, "other", lambda run: replace(run, probes=run.probes.assign(item="x"))).rows
     assert (row.then, row.worse.n, row.passed) == (None, 0, False)

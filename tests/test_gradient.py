@@ -38,17 +38,12 @@ def task(tmp_path_factory):
     """A linear classifier on pictures far from black and white, so that nothing is clipped."""
     home = tmp_path_factory.mktemp("linear")
     write_images(home / "images.parquet", pools={"train": 60, "discover": 45})
-    config = {
-        "model": {"train": "small_cnn", "epochs": 1},
-        "data": {"parquet": "images.parquet"},
-        "items": {"discover": 45},
-    }
-    context = image_context(home, config=config)
+    config = {"model": {"train": "small_cnn", "epochs": 1}, "data": {"parquet": "images.parquet"}}
+    context = image_context(home, config={**config, "items": {"discover": 45}})
     (home / "prepare").mkdir()
     ImageClassification.prepare(context, home / "prepare")
     task = ImageClassification.load(context, home / "prepare")
-    form = task.model.form.model_copy(update={"mean": 0.0, "std": 1.0})
-    task.model = Classifier(form, Linear()).eval()
+    task.model = Classifier(task.model.form.model_copy(update={"mean": 0.0, "std": 1.0}), Linear()).eval()
     draw = torch.Generator().manual_seed(4)
     shift = torch.linspace(-30, 30, 45)[:, None] * task.model.net.plane.sign()[None]  # towards either class
     pixels = 128 + torch.randint(-8, 9, (45, SIDE * SIDE), generator=draw) + shift
@@ -62,8 +57,7 @@ def truth(task):
     net = task.model.net
     with torch.no_grad():
         side = (task.clean(np.arange(45)).flatten(1) - 0.5) @ net.plane
-        margin = torch.where(task._targets == 0, side, -side)
-        return (margin / net.plane.abs().sum()).clamp_min(0).numpy()
+        return (torch.where(task._targets == 0, side, -side) / net.plane.abs().sum()).clamp_min(0).numpy()
 
 
 def explored(task, **settings):
@@ -112,19 +106,12 @@ def refused(**changes):
 
 def test_a_task_or_a_model_without_gradients_is_told_before_anything_runs(task, monkeypatch):
     assert "this task provides no gradients" in refused(task="tabular-classification")[0]
-    pictures = {
-        "task": "image-classification",
-        "prepare": {
-            "model": {"onnx": "net.onnx", "outputs": "logits"},
-            "data": {"parquet": "x.parquet"},
-            "items": {"discover": 9},
-        },
-        "concepts": {"rotation": [0, 30]},
-        "discrepancy": {},
-    }
-    assert "prepare.model.onnx) provides no gradients" in refused(**pictures)[0]
-    pictures["prepare"] = {**pictures["prepare"], "model": {"train": "small_cnn"}}
+    pictures = {"task": "image-classification", "concepts": {"rotation": [0, 30]}, "discrepancy": {}}
+    prepare = {"data": {"parquet": "x.parquet"}, "items": {"discover": 9}}
+    network = {**prepare, "model": {"onnx": "net.onnx", "outputs": "logits"}}
+    assert "prepare.model.onnx) provides no gradients" in refused(**pictures, prepare=network)[0]
     monkeypatch.setattr(gradient, "find_spec", lambda name: None)
-    assert "pip install 'faded[gradient]'" in refused(**pictures)[0]
+    trained = {**prepare, "model": {"train": "small_cnn"}}
+    assert "pip install 'faded[gradient]'" in refused(**pictures, prepare=trained)[0]
     with pytest.raises(UsageError, match=r"Foolbox or the eagerpy it needs is not installed.*faded\[gradient\]"):
         task.attacked(task.items.ids("discover"), "fgsm", 0.1, 1)

@@ -55,8 +55,7 @@ def test_where_harm_grows_with_the_way_it_goes_as_far_as_it_may(newly, budget):
 
 @given(newly=harms, noise=st.integers(0, 50))
 def test_what_the_model_itself_breaks_when_asked_again_is_allowed_beside_the_budget(newly, noise):
-    budget = HarmConfig(newly_failing=0.01, clean=0.0)
-    found = chosen(newly, [0.0] * PARTS, budget, noise / 1000)
+    found = chosen(newly, [0.0] * PARTS, HarmConfig(newly_failing=0.01, clean=0.0), noise / 1000)
     assert all(one.allowed == (one.newly_failing <= 0.01 + (found.noise or 0.0)) for one in found.tried)
     assert (found.noise is None) == (newly[-1] <= 10 or noise == 0), "asked only if the whole way breaks too much"
 
@@ -80,13 +79,9 @@ def test_a_repair_that_breaks_too_much_at_once_stays_the_model_under_test():
 
 def test_the_report_says_how_far_each_went_and_what_stopped_it():
     rising, budget = [2 * k for k in range(1, PARTS + 1)], HarmConfig(newly_failing=0.03)
-    found = how_far_each(
-        {
-            "repaired": chosen(rising, [0.0] * PARTS, budget, 0.001),
-            "control": chosen([0] * PARTS, [0.005] * PARTS, HarmConfig()),
-        }
-    )
-    assert found == (
+    repaired = chosen(rising, [0.0] * PARTS, budget, 0.001)
+    control = chosen([0] * PARTS, [0.005] * PARTS, HarmConfig())
+    assert how_far_each({"repaired": repaired, "control": control}) == (
         "On 10 repair items held out of the training, the repair goes 75% of the way to what it learnt: 3.00% newly"
         " fail, clean quality 0.0 points; at 80%, 3.20% newly fail, clean quality 0.0 points, more than its budget of"
         " harm allows. 0.10% newly fail if the model under test is queried again, which is allowed beside the budget."

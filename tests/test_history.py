@@ -28,23 +28,23 @@ def commit(rate: float | None = None, *, width: float | None = 0.01, passed: boo
     """Commit numbers of an audit, with a dvc.lock of what they were made from."""
     put(rate, width=width, passed=passed)
     made = {"model": "m1", "items": "i1", "code": "c1", "concepts": {"tilt": [0, 1]}, "usage": {}, "budget": 100}
-    made |= {"metrics": b"", **lock}
-    outs = {"model": made["model"], "items.parquet": made["items"]}
-    prepare = {
-        "deps": [{"path": "data/tiny/inputs", "md5": "x"}],
-        "outs": [{"path": f"data/tiny/prepare/{name}", "md5": md5} for name, md5 in outs.items()],
-    }
+    made |= lock
+    outs = {"prepare/model": made["model"], "prepare/items.parquet": made["items"]}
+    prepare = {"deps": [{"path": "data/tiny/inputs", "md5": "x"}], "outs": written(outs)}
     settings = {"concepts": made["concepts"], "discrepancy": {}, "discover": {"budget": made["budget"]}}
     named = {f"audits.tiny.{name}": value for name, value in settings.items()}
     discover = {"params": {"data/tiny/code.json": {"discover": made["code"]}, "params.yaml": named}}
     summarize = {"params": {"data/tiny/code.json": {"usage": made["usage"]}}}
-    md5 = hashlib.md5(made["metrics"], usedforsecurity=False).hexdigest()
-    report = {"outs": [{"path": "data/tiny/report/metrics.json", "md5": md5}]}
+    report = {"outs": written({"report/metrics.json": hashlib.md5(b"", usedforsecurity=False).hexdigest()})}
     stages = {"prepare@tiny": prepare, "discover@tiny": discover, "summarize@tiny": summarize, "report@tiny": report}
     stages["prepare@other"] = {"outs": []}
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     git("add", "--all")
     git("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "commit", "-m", "a result")
+
+
+def written(outs: dict[str, str]) -> list[dict[str, str]]:
+    return [{"path": f"data/tiny/{name}", "md5": md5} for name, md5 in outs.items()]
 
 
 def put(rate: float | None, *, width: float | None = 0.01, passed: bool | None = None) -> None:
@@ -74,8 +74,7 @@ def test_each_result_says_what_changed_before_it():
     assert [one.verdict.word for one in results] == ["no verdict", "FAIL", "pass", "pass"]
     assert [one.failure_rate.value for one in results] == [0.5, 0.12, 0.11, 0.1]
     assert [one.changed for one in results[1:]] == [("params: discover.budget", "code: discover"), ("model",), None]
-    assert history_of("other", 5).results == []
-    assert len(history_of("tiny", 2).results) == 2
+    assert history_of("other", 5).results == [] and len(history_of("tiny", 2).results) == 2
     # The result before the shown ones is still used.
     assert history_of("tiny", 3).results[-1].changed == ("model",)
 

@@ -34,8 +34,7 @@ def test_neutral_leaves_every_bit_and_other_levels_do_not(name):
     touched = np.array(cells)[:, 0] == 1
     assert torch.equal(out[~touched], images[~touched])
     assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(out[touched], images[touched], strict=True))
-    assert out.min() >= 0
-    assert out.max() <= 1
+    assert out.min() >= 0 and out.max() <= 1
 
 
 def test_an_image_is_changed_alike_in_any_batch():
@@ -91,8 +90,7 @@ def test_blur_of_large_pictures_is_that_of_scipy(sigma):
 def test_noise_has_the_stated_deviation_and_belongs_to_the_probe():
     images = torch.full((2, 3, 64, 64), 0.5)
     first = apply(images, [[1], [1]], {"noise": [0, 0.1]}, np.array([5, 6], dtype=np.uint64))
-    assert (first - 0.5).std() == pytest.approx(0.1, rel=0.05)
-    assert not torch.allclose(first[0], first[1])
+    assert (first - 0.5).std() == pytest.approx(0.1, rel=0.05) and not torch.allclose(first[0], first[1])
     swapped = apply(images, [[1], [1]], {"noise": [0, 0.1]}, np.array([6, 5], dtype=np.uint64))
     assert torch.equal(first.flip(0), swapped)
 
@@ -100,6 +98,4 @@ def test_noise_has_the_stated_deviation_and_belongs_to_the_probe():
 def test_bad_levels_and_names_are_told_at_once():
     errors = check_concepts({"rotation": [0, 400], "rotatoin": [0, 1], "blur": [0, "much"]})
     assert errors[0] == "concepts.rotation: level 400 is outside -180..180 °"
-    assert "did you mean 'rotation'?" in errors[1]
-    assert "'much' is not a number" in errors[2]
-    assert len(errors) == 3
+    assert "did you mean 'rotation'?" in errors[1] and "'much' is not a number" in errors[2] and len(errors) == 3

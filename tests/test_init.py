@@ -37,9 +37,6 @@ from tests.workspace import ROOT, STAGES, Workspace, audit_params
 pytest_plugins = ("tests.own_repository",)
 
 
-# A whole run
-
-
 @pytest.mark.slow
 def test_a_model_and_pictures_become_an_audit_that_runs_to_its_verdict(repository):
     """In a repository without a commit, which is not required."""
@@ -60,8 +57,7 @@ def test_a_model_and_pictures_become_an_audit_that_runs_to_its_verdict(repositor
     assert "Not measured" not in text
     assert (repository / f"data/shapes/inputs/{WEIGHTS}").readlink() == Path(f"../../../{WEIGHTS}")
     code, planned = faded(here, "plan", "shapes")
-    assert code == 0, planned
-    assert "prepare@shapes" not in planned  # it ran for the sweep, and is not run again
+    assert code == 0 and "prepare@shapes" not in planned, "it ran for the sweep, and is not run again"
     run_stages(here, "shapes", STAGES[1:])
     for report in ("report/report.html", "conclude/report.html"):
         assert (repository / "data/shapes" / report).exists()
@@ -81,12 +77,8 @@ def test_killed_at_any_moment_it_resumes_and_params_are_whole_in_between(reposit
     finished = "already has an audit of that name" in told  # the kill came too late
     assert code == 0 or finished, told
     text = (repository / "params.yaml").read_text()
-    assert text.count("  shapes:") == 1
-    assert "Not measured" not in text
+    assert text.count("  shapes:") == 1 and "Not measured" not in text
     load_params(repository / "params.yaml")
-
-
-# What is written, and when
 
 
 def test_what_the_sweep_saw_is_written_beside_the_levels(repository, measured):
@@ -103,8 +95,7 @@ def test_what_the_sweep_saw_is_written_beside_the_levels(repository, measured):
     assert "20 discover items and 20 test items support no claim about others" in told
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.discover.budget == 20 * 4 < search_budget(0.05)  # all pairs of an item and a level
-    assert audit.summarize.modes == 10
-    assert audit.prepare["items"] == {"discover": 20, "repair": 20, "test": 20}
+    assert audit.summarize.modes == 10 and audit.prepare["items"] == {"discover": 20, "repair": 20, "test": 20}
     assert not list((repository / ".faded/init").glob("*.json"))
 
 
@@ -112,8 +103,7 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     measured(InfrastructureError("the disk is full"))
     with pytest.raises(InfrastructureError, match="disk"):
         init(given=options(budget=600, probes=370))
-    between = (repository / "params.yaml").read_text()
-    assert "Not measured yet" in between
+    assert "Not measured yet" in (repository / "params.yaml").read_text()
     assert "shapes: its levels are not measured yet" in faded(Workspace(repository), "status")[1]
     load_params(repository / "params.yaml").audit("shapes")
     measured(swept([0, 20]))
@@ -134,8 +124,7 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
 def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository):
     here = Workspace(repository)
     code, told = faded(here, "init", "--bare", "--model", WEIGHTS, "--budget", "5")
-    assert code == 2
-    assert "--bare creates a workspace without an audit: leave out --model, --budget" in told
+    assert code == 2 and "--bare creates a workspace without an audit: leave out --model, --budget" in told
     assert not (repository / "dvc.yaml").exists()
     by_hand = yaml.safe_dump({"audits": {"mine": audit_params()}})
     (repository / "params.yaml").write_text(by_hand)
@@ -148,9 +137,7 @@ def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository
     assert "it is already a workspace" in faded(here, "init", "--bare")[1]
 
 
-def test_other_answers_take_the_place_of_what_was_not_finished_even_after_a_kill_between_two_writes(
-    repository, measured, monkeypatch
-):
+def test_other_answers_replace_unfinished_ones_even_after_a_kill_between_two_writes(repository, measured, monkeypatch):
     """The state has the blocks before and after the change, so that either is found in params.yaml."""
     measured(InfrastructureError("the disk is full"))
     with pytest.raises(InfrastructureError):
@@ -177,14 +164,10 @@ def test_a_name_that_is_taken_is_refused_and_another_one_is_added(repository, me
     assert list(load_params(repository / "params.yaml").audits) == ["shapes", "shapes-2"]
 
 
-# Text of params.yaml
-
-
 def test_every_other_byte_of_params_stays():
     text = (ROOT / "params.yaml").read_text()
-    draft = AuditDraft(
-        "a", {"task": "x:Y", "concepts": {"word": ["", "on", "a, b"]}}, {"gates": {}}, {"concepts": "Levels."}
-    )
+    audit = {"task": "x:Y", "concepts": {"word": ["", "on", "a, b"]}}
+    draft = AuditDraft("a", audit, {"gates": {}}, {"concepts": "Levels."})
     after = with_draft(text, draft)
     lines = draft.text()
     assert after.replace(f"\n{lines['audits']}", "").replace(f"\n{lines['repairs']}", "") == text
@@ -194,13 +177,8 @@ def test_every_other_byte_of_params_stays():
 
 @pytest.mark.parametrize("text", ["", "audits: {}\nrepairs: {}  # none\nrunner: ray\n", "audits:\n  b: {x: 1}\n"])
 def test_an_audit_finds_its_place_in_any_layout(text):
-    draft = AuditDraft("a", {"x": 1e-7}, {"gpus": 0})
-    whole = yaml.safe_load(with_draft(text, draft))
-    assert whole["audits"]["a"] == {"x": 1e-7}
-    assert whole["repairs"] == {"a": {"gpus": 0}}
-
-
-# Proposals
+    whole = yaml.safe_load(with_draft(text, AuditDraft("a", {"x": 1e-7}, {"gpus": 0})))
+    assert whole["audits"]["a"] == {"x": 1e-7} and whole["repairs"] == {"a": {"gpus": 0}}
 
 
 @pytest.fixture
@@ -228,28 +206,28 @@ def test_an_audit_of_a_summarizer_is_accepted_and_an_option_names_its_column(rep
     assert prepare["items"] == {"discover": 13, "repair": 13, "test": 14}
 
 
-# Questions
-
-
 def test_without_a_terminal_a_missing_answer_names_its_option():
-    with pytest.raises(UsageError, match="--model"):
-        questions({}).text("model", "The model")
-    with pytest.raises(UsageError, match="--name, or --yes to accept the guess: pets"):
-        questions({}).text("name", "Name", "pets")
-    with pytest.raises(UsageError, match="--repair or --no-repair"):
-        questions({}).confirm("repair", "Repair", True)
+    none, kinds = questions({}), ["summarization", "text-to-image"]
+    for told, ask in (
+        ("--model", lambda: none.text("model", "The model")),
+        ("--name, or --yes to accept the guess: pets", lambda: none.text("name", "Name", "pets")),
+        ("--repair or --no-repair", lambda: none.confirm("repair", "Repair", True)),
+        ("did you mean 'summarization'", lambda: questions({"kind": "sumarization"}).choice("kind", "Kind", kinds)),
+    ):
+        with pytest.raises(UsageError, match=told):
+            ask()
     assert questions({}, yes=True).text("name", "Name", "pets") == "pets"
-    with pytest.raises(UsageError, match="did you mean 'summarization'"):
-        questions({"kind": "sumarization"}).choice("kind", "Kind", ["summarization", "text-to-image"])
 
 
 def test_on_a_terminal_it_asks_again_until_the_answer_will_do_and_shows_names_as_they_are(monkeypatch):
     """A folder or a column may have a name that looks like markup."""
     typed, shown = iter(["", "nothing", "pets"]), []
-    monkeypatch.setattr(
-        Prompt, "ask", lambda question, **_: shown.append(Text.from_markup(question).plain) or next(typed)
-    )
-    monkeypatch.setattr(Confirm, "ask", lambda question, **_: bool(shown.append(Text.from_markup(question).plain)))
+
+    def seen(question: str) -> None:
+        shown.append(Text.from_markup(question).plain)
+
+    monkeypatch.setattr(Prompt, "ask", lambda question, **_: seen(question) or next(typed))
+    monkeypatch.setattr(Confirm, "ask", lambda question, **_: bool(seen(question)))
 
     def check(answer: str) -> None:
         if answer == "nothing":
@@ -268,8 +246,7 @@ def asked(repository: Path, **given: Any) -> Wanted:
 def test_the_key_of_a_model_behind_a_url_is_named_and_never_written(repository, monkeypatch):
     url = {"kind": "image-classification", "model": "https://models.example.com/classify"}
     monkeypatch.setenv("MY_KEY", "secret")
-    found = asked(repository, **url, **{"key-env": "MY_KEY"})
-    assert found.model["key_env"] == "MY_KEY"
+    assert asked(repository, **url, **{"key-env": "MY_KEY"}).model["key_env"] == "MY_KEY"
     assert "key_env" not in asked(repository, **url).model
     for given, said in (
         ({**url, "key-env": "NO_SUCH_KEY"}, "--key-env: the environment variable NO_SUCH_KEY is not set"),
@@ -286,9 +263,6 @@ def left(repository: Path) -> set[str]:
     """All files except git's own and the remembered answers."""
     held = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if ".git/" not in str(path)}
     return {name for name in held if not name.startswith(".faded")}
-
-
-# Order of the classes
 
 
 def order(counts: list[list[int]]) -> Order:
@@ -310,15 +284,6 @@ def test_the_order_of_outputs_is_read_off_the_answers_and_said_to_be_sure_only_i
     assert ("".join(found.proposed), found.sure) == (proposed, sure)
 
 
-def test_classes_in_another_order_are_refused_with_the_order_to_type_before_anything_is_written(repository):
-    before = left(repository)
-    with pytest.raises(UsageError) as told:
-        init(given=options(answers={"classes": "upright,flat,slanted", "repair": False}))
-    assert "0% of 60 unchanged pictures are right" in str(told.value)
-    assert "Say --classes flat,slanted,upright" in str(told.value)
-    assert left(repository) == before
-
-
 def test_two_swapped_classes_are_seen_and_the_right_order_is_offered(repository, measured, monkeypatch):
     answers = {"classes": "flat,upright,slanted", "repair": False, "name": "a", "size": "32"}
     given = options(answers={**answers, "architecture": "test_resnet"}, yes=False)
@@ -332,34 +297,24 @@ def test_two_swapped_classes_are_seen_and_the_right_order_is_offered(repository,
     assert model["classes"] == ["flat", "slanted", "upright"]
 
 
-# Names and counts of classes
-
-
 def test_a_missing_an_emptied_and_an_extra_class_are_named_with_what_to_type(repository):
     for picture in (repository / "shapes/slanted").iterdir():
         picture.unlink()
-    with pytest.raises(UsageError) as told:
-        init(given=options(answers={"repair": False}))
-    assert (
-        "the model has 3 outputs, and the data 2 classes: flat (20), upright (20); without a picture: slanted"
-        in str(told.value)
-    )
-    assert "say --classes flat,slanted,upright" in str(told.value)
+    given = options(answers={"repair": False})
+    said = r"the model has 3 outputs, and the data 2 classes: flat \(20\), upright \(20\); without a picture: slanted"
+    with pytest.raises(UsageError, match=rf"(?s){said}.*say --classes flat,slanted,upright"):
+        init(given=given)
     (repository / "shapes/slanted").rmdir()
     with pytest.raises(UsageError, match=r"1 more is of the model alone: .* --classes flat,upright,NAME1"):
-        init(given=options(answers={"repair": False}))
+        init(given=given)
     for name in ("slanted", "won't do"):
         shutil.copytree(repository / "shapes/flat", repository / "shapes" / name)
     (repository / "shapes/won't do/000.png").unlink()
-    with pytest.raises(UsageError) as told:
-        init(given=options(answers={"repair": False}))
-    assert "4 classes: flat (20), slanted (20), upright (20), won't do (19)" in str(told.value)
-    assert "--classes flat,slanted,upright" in str(told.value)
+    said = r"4 classes: flat \(20\), slanted \(20\), upright \(20\), won't do \(19\)"
+    with pytest.raises(UsageError, match=rf"(?s){said}.*--classes flat,slanted,upright") as told:
+        init(given=given)
     assert shlex.split(str(told.value).partition("--label ")[2]) == ["won't do=CLASS"]  # as a shell reads it
     assert not (repository / "params.yaml").exists()
-
-
-# Refusals leave nothing
 
 
 def test_what_would_be_refused_later_is_refused_before_anything_is_written(repository):
@@ -368,6 +323,10 @@ def test_what_would_be_refused_later_is_refused_before_anything_is_written(repos
         ({"probes": 50}, "--probes 50: too few for 9 concepts, expected 100 or more"),
         ({"budget": 10**7}, "--budget 10000000: more than there are pairs"),
         ({"answers": {"architecture": "resnet18"}}, "weights"),
+        (
+            {"answers": {"classes": "upright,flat,slanted", "repair": False}},
+            r"(?s)0% of 60 unchanged pictures are right.*Say --classes flat,slanted,upright",
+        ),
     ):
         with pytest.raises(UsageError, match=said):
             init(given=options(**given))

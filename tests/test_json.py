@@ -72,9 +72,8 @@ def test_a_run_and_an_estimate_have_only_documented_fields():
     stage = Stage("discover@tiny", "discover", "tiny", 0, ("prepare@tiny",), None, ("code changed",))
     estimate = Estimate([StageEstimate(stage, 100, 4, None, None, None, False)], 5, (Note("few", warning=True),))
     made = ShipmentResult.model_construct(host="there")
-    ended = EndedRun(
-        [StageResult(stage="discover@tiny", outcome="failed", made=made)], failure=InfrastructureError("no")
-    )
+    failed = StageResult(stage="discover@tiny", outcome="failed", made=made)
+    ended = EndedRun([failed], failure=InfrastructureError("no"))
     for command, found in (("plan", estimate), ("audit", ended)):
         document = json.loads(as_json(command, found))
         assert keys(document) <= DOCUMENTED, keys(document) - DOCUMENTED
@@ -134,10 +133,8 @@ def test_a_name_does_not_control_a_terminal():
 @pytest.mark.slow
 def test_the_first_result_is_judged_by_its_own_gates(workspace, tmp_path):
     fresh = workspace.copy(tmp_path / "ws")
-    fresh.run(["git", "checkout", "--quiet", "--orphan", "new"])
-    fresh.run(["git", "rm", "--quiet", "-r", "--cached", "."])
-    fresh.run(["git", "add", "params.yaml"])
-    fresh.run(["git", "commit", "--quiet", "-m", "without results"])
+    for command in ("checkout --quiet --orphan new", "rm --quiet -r --cached .", "add params.yaml", "commit -m none"):
+        fresh.run(["git", *command.split()])
     code, error, _ = told(fresh, "gate", "tiny")
     assert code == 2 and "faded gate tiny --first" in error["message"]
     code, gate, _ = told(fresh, "gate", "tiny", "--first")

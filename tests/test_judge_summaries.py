@@ -36,12 +36,8 @@ def knows(parts):
 
 
 def context(inputs, block, **discrepancy):
-    given = news_context(inputs)
-    return news_context(
-        inputs,
-        config={**given.config, "judge": block, "calibrate": {"articles": 4}},
-        discrepancy={"validity": -1, **discrepancy},
-    )
+    config = {**news_context(inputs).config, "judge": block, "calibrate": {"articles": 4}}
+    return news_context(inputs, config=config, discrepancy={"validity": -1, **discrepancy})
 
 
 @pytest.fixture
@@ -71,8 +67,7 @@ def test_a_judge_that_sees_what_was_falsified_decides_all_summaries_that_can_be_
         answer = task.probe(ids, cells)
         assert set(answer.discrepancy) == {1.0} and answer.valid.all()
         table = task.measure(ids, cells, answer.outputs)
-        judged = [not task.broken(text) for text in answer.outputs]
-        assert table["decided by the judge"].tolist() == [float(one) for one in judged]
+        assert table["decided by the judge"].tolist() == [float(not task.broken(text)) for text in answer.outputs]
         assert (table["left open by the judge"] == 0).all()
         assert any("Of 100 labelled answers the judge abstains from 0%" in note for note in task.notes())
 
@@ -110,10 +105,8 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs):
 
 
 def test_labels_of_people_take_the_place_of_falsified_summaries(inputs, prepare, tmp_path):
-    rows = [
-        {"item": f"news-{n + 1}", "answer": text.split(". ")[0] if n % 2 else "It was sold.", "acceptable": n % 2 == 1}
-        for n, text in enumerate(articles(40))
-    ]
+    said = [text.split(". ")[0] if n % 2 else "It was sold." for n, text in enumerate(articles(40))]
+    rows = [{"item": f"news-{n + 1}", "answer": told, "acceptable": n % 2 == 1} for n, told in enumerate(said)]
     (inputs / "people.jsonl").write_text("".join(json.dumps(row | {"by": "ann"}) + "\n" for row in rows))
     with served(judge(lambda p: "unacceptable" if "sold" in p["answer"] else "acceptable"), whole=True) as model:
         given = context(inputs, {"openai": model.url, "model": "wise", "labelled": "people.jsonl"}, measure="judge")

@@ -81,24 +81,21 @@ def test_a_stage_runs_in_the_clone_and_is_the_drivers_as_if_it_had_run_there(mad
     assert not (driver.path / "executed.txt").exists()
     assert [result.outcome for _, result in shipped] == ["ran"] * 2
     with inside(driver):
-        fresh = [stage.name for stage in read_graph() if not stage.stale]
-    assert fresh == ["prepare@tiny", "discover@tiny"]
+        assert [stage.name for stage in read_graph() if not stage.stale] == ["prepare@tiny", "discover@tiny"]
     outputs = ("tiny/prepare/**/*", "tiny/discover/**/*")
     assert driver.digests(*outputs) == worker.digests(*outputs) != {}
     assert (driver.path / "data/tiny/discover/probes.parquet").is_symlink()
     # Nothing else of the clone is changed.
     changed = {line[3:] for line in run(worker, "git", "status", "--porcelain").splitlines()}
-    records_of_toys = {"executed.txt", "spans.jsonl"}
-    assert changed - records_of_toys == {"data/tiny/code.json", "dvc.lock"}
+    assert changed - {"executed.txt", "spans.jsonl"} == {"data/tiny/code.json", "dvc.lock"}  # others than of toys
 
 
 def test_what_travels_beside_the_remote_is_small_and_holds_no_secret(made):
     _, _, shipped = made
     for shipment, result in shipped:
         text = shipment.model_dump_json() + result.model_dump_json()
-        assert "s3cret" not in text
+        assert "s3cret" not in text and len(text) < 50_000
         assert set(shipment.files) == {"params.yaml", "dvc.yaml", "faded.json"}
-        assert len(text) < 50_000
     sent = [entry["path"] for entry in shipped[1][0].inputs if "prepare" in entry["path"]]
     assert sent == [f"data/tiny/prepare/{name}" for name in ("model", "assets", "items.parquet", "fingerprint.json")]
 
@@ -180,11 +177,10 @@ def test_a_share_of_an_earlier_search_is_taken_away(made, tmp_path):
 def test_a_worker_may_say_where_its_clone_is_which_runs_one_stage_at_a_time(made, monkeypatch, tmp_path):
     _, worker, shipped = made
     shipment = shipped[0][0].model_copy(update={"workspace": "/nowhere"})
-    with pytest.raises(UsageError, match=r"has no clone at /nowhere \(from runner.workspace\)"):
-        run_there(shipment, lambda line: None)
-    monkeypatch.setenv("FADED_WORKSPACE", str(tmp_path))
-    with pytest.raises(UsageError, match=rf"has no clone at {tmp_path} \(from FADED_WORKSPACE\)"):
-        run_there(shipment, lambda line: None)
+    for path, named in (("/nowhere", "runner.workspace"), (tmp_path, "FADED_WORKSPACE")):
+        with pytest.raises(UsageError, match=rf"has no clone at {path} \(from {named}\)"):
+            run_there(shipment, lambda line: None)
+        monkeypatch.setenv("FADED_WORKSPACE", str(tmp_path))
     monkeypatch.setenv("FADED_WORKSPACE", str(worker.path))
     host, said = f"{socket.gethostname()}:{worker.path}", []
     with ThreadPoolExecutor(1) as threads, (worker.path / ".faded/machines.lock").open("a") as other:
@@ -196,9 +192,7 @@ def test_a_worker_may_say_where_its_clone_is_which_runs_one_stage_at_a_time(made
         assert future.result(timeout=60).made.host == host
 
 
-def test_another_folder_than_a_clone_of_the_drivers_workspace_is_refused_and_stays_as_it_is(
-    made, tmp_path, monkeypatch
-):
+def test_another_folder_than_a_clone_of_the_workspace_is_refused_and_stays_as_it_is(made, tmp_path, monkeypatch):
     driver, _, shipped = made
     sound = shipped[0][0]
     before = (driver.path / "dvc.lock").read_bytes()
@@ -301,15 +295,16 @@ def test_what_the_remote_holds_under_a_name_is_hashed_before_it_is_believed(made
         dvc(one, "remote", "modify", "--local", "shared", "url", str(remote))
     lock_before = lock(made[0])
     swapped = []
-    for stage, path in (
-        ("prepare@tiny", "data/tiny/prepare/model"),
-        ("discover@tiny", "data/tiny/discover/probes.parquet"),
-    ):
-        [md5] = [out["md5"] for out in lock_before[stage]["outs"] if out["path"] == path]
-        there = remote / "files/md5" / md5[:2] / md5[2:]
-        if md5.endswith(".dir"):
+
+    def stored(md5: str) -> Path:
+        return remote / "files/md5" / md5[:2] / md5[2:]
+
+    for stage, path in (("prepare", "prepare/model"), ("discover", "discover/probes.parquet")):
+        outputs = {out["path"]: out["md5"] for out in lock_before[f"{stage}@tiny"]["outs"]}
+        there = stored(outputs[f"data/tiny/{path}"])
+        if there.suffix == ".dir":
             [file] = json.loads(there.read_text())
-            there = remote / "files/md5" / file["md5"][:2] / file["md5"][2:]
+            there = stored(file["md5"])
         swapped.append((there, there.read_bytes()))
         there.chmod(0o644)
         there.write_bytes(there.read_bytes()[:-1] + b"?")
@@ -326,10 +321,9 @@ def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(ori
     older = {**mine, "numpy": "1.0", "torch": mine["torch"].partition("+")[0] + "+cu1", "dvc": "1.0", "new": "1"}
     host = f"{socket.gethostname()}:{made[1].path}"
     told = [f"{host} has numpy 1.0 (here {mine['numpy']}): results are of its versions"]
+    there_made = result.made.model_copy(update={"versions": older})
     for outcome, expected in (("ran", told), ("restored", [])):
-        answer = result.model_copy(
-            update={"made": result.made.model_copy(update={"versions": older}), "outcome": outcome}
-        )
+        answer = result.model_copy(update={"made": there_made, "outcome": outcome})
         driver = clone(origin, tmp_path / outcome)
         said: list[str] = []
         with inside(driver):

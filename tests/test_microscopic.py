@@ -76,9 +76,6 @@ def radius_of(found: RobustnessResult) -> np.ndarray:
     return found.table["radius"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
 
 
-# --- steps
-
-
 def test_steps_lead_away_from_the_start_one_at_a_time() -> None:
     space = ConceptSpace((GLOW, WEATHER, Concept("fog", (0, 1, 2), neutral=0)))
     moves = Moves(space, space.start)
@@ -93,9 +90,6 @@ def test_steps_lead_away_from_the_start_one_at_a_time() -> None:
         cells = np.unique(further, axis=0)
         reached_cells |= {tuple(c) for c in cells.tolist()}
     assert len(reached_cells) == space.n_cells  # every cell can be walked to
-
-
-# --- what is found
 
 
 def test_exact_search_finds_the_nearest_failure_of_every_item() -> None:
@@ -132,11 +126,7 @@ def test_a_conjunction_is_reduced_to_what_it_needs_where_margins_tell_nothing() 
     items = task.items.ids("discover")
     walks = WalkState(Prober(task, items, 10_000), Moves(task.concepts, task.concepts.start), len(items))
     reduce_strongest(walks, try_alone(walks))
-    assert (walks.radius == 5).all() and (walks.failing == [3, 0, 2, 0]).all()
-    assert walks.queries.mean() < 25
-
-
-# --- the books
+    assert (walks.radius == 5).all() and (walks.failing == [3, 0, 2, 0]).all() and walks.queries.mean() < 25
 
 
 @pytest.mark.parametrize("method", ["beam", "exact", "rl"])
@@ -180,9 +170,6 @@ def test_bad_settings_are_told(settings: dict, message: str) -> None:
         MicroscopicConfig.model_validate(settings)
 
 
-# --- the agent
-
-
 @pytest.mark.slow
 def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
     space = ConceptSpace(tuple(Concept(name, tuple(range(6)), neutral=0) for name in "abcd"))
@@ -204,9 +191,6 @@ def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
         details = train_and_walk(walks, settings, seed=0)
     assert details["gradient_updates"] > 0 and details["training_probes"] + walks.queries.sum() == prober.spent
     assert walks.radius.mean() <= truth + 0.5 and walks.queries.mean() <= truth + 2
-
-
-# --- what is said of it
 
 
 def hand_made() -> pd.DataFrame:
@@ -309,12 +293,12 @@ def test_planted_pairs_of_words_are_found_exactly(method: str, each: int) -> Non
 
 def test_items_that_each_fail_on_other_words_are_found_one_by_one() -> None:
     rng = np.random.default_rng(0)
-    own = []
-    for _ in range(25):
-        two = rng.choice(4, 2, replace=False)
-        own.append(
-            [{PROMPTS.names[j]: str(PROMPTS.concepts[j].levels[rng.integers(1, PROMPTS.sizes[j])]) for j in two}]
-        )
+
+    def two_words() -> Words:
+        two = [PROMPTS.concepts[j] for j in rng.choice(4, 2, replace=False)]
+        return {concept.name: str(concept.levels[rng.integers(1, len(concept))]) for concept in two}
+
+    own = [[two_words()] for _ in range(25)]
     task = Wordy(own)
     found = explore_words(task, 100).table
     assert (found["status"] == "found").mean() > 0.9

@@ -10,15 +10,8 @@ from stages.explorers.prober import Prober, torch_threads
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 
-SPACE = ConceptSpace(
-    (
-        Concept("a", tuple(range(6))),
-        Concept("kind", ("x", "y", "z"), ordered=False),
-        Concept("b", tuple(range(5))),
-        Concept("c", (0.0, 1.0)),
-        Concept("d", tuple(range(6))),
-    )
-)
+A, B, D = (Concept(name, tuple(range(n))) for name, n in (("a", 6), ("b", 5), ("d", 6)))
+SPACE = ConceptSpace((A, Concept("kind", ("x", "y", "z"), ordered=False), B, Concept("c", (0.0, 1.0)), D))
 REGIONS = [{"a": [4, 5], "kind": [1]}, {"b": [0], "d": [4, 5]}]  # 17% of the grid
 SMALL = {"random_share": 0.2, "first": 40, "batch": 30, "candidates": 600, "final_generations": 10}
 
@@ -41,10 +34,10 @@ def explore(explorer, task: PlantedTask, budget: int, seed: int = 0):
     return prober, found
 
 
-@pytest.mark.parametrize(
-    ("cls", "surrogate"),
-    [(ModelBased, "process"), (CandidatePool, "process"), (LocalSearch, "boosting")],
-)
+SURROGATES = [(ModelBased, "process"), (CandidatePool, "process"), (LocalSearch, "boosting")]
+
+
+@pytest.mark.parametrize(("cls", "surrogate"), SURROGATES)
 def test_it_finds_more_than_chance_and_forgets_no_region(cls, surrogate: str) -> None:
     task = make_task()
     prober, found = explore(make(cls, surrogate=surrogate), task, 220)
@@ -78,8 +71,7 @@ def test_the_policy_names_failures_of_items_never_seen() -> None:
         flat = cells.reshape(-1, len(SPACE))
         return float(np.logical_or(*[region.contains(SPACE, flat) for region in regions]).mean())
 
-    assert inside(policy.propose(unseen, 5)) > 0.95
-    assert inside(policy.sample(unseen, 5, seed=0)) > 0.7
+    assert inside(policy.propose(unseen, 5)) > 0.95 and inside(policy.sample(unseen, 5, seed=0)) > 0.7
 
 
 @pytest.mark.parametrize("surrogate", ["process", "boosting"])
@@ -93,8 +85,7 @@ def test_one_item_and_hardly_a_failure_is_no_obstacle(surrogate: str) -> None:
 
 def test_a_budget_below_the_first_batch_is_random_and_still_trains() -> None:
     prober, found = explore(make(ModelBased, surrogate="boosting"), make_task(), 1)
-    assert prober.spent == 1 == found.details["random_probes"]
-    assert found.details["gradient_updates"] > 0
+    assert prober.spent == 1 == found.details["random_probes"] and found.details["gradient_updates"] > 0
 
 
 @pytest.mark.parametrize("goal", ["places", "landscape"])

@@ -60,18 +60,11 @@ def test_a_region_holds_some_items_in_some_cells():
     assert RegionRecord.model_validate(told).cells == CORNER
 
 
-@pytest.mark.parametrize(
-    "region",
-    [
-        CORNER,
-        Region({"tilt": (2, 3, 4)}, {"label": ("0",)}),
-        Region({}, {"label": ("3",)}),
-        Region({"tilt": (3, 4)}),
-        Region({"fog": (4,)}, {"label": ("1", "2")}),
-    ],
-)
-def test_what_fails_is_named_with_whose_it_is(region):
-    assert find_regions(known(failing(region)), SummarizeConfig()) == [region]
+def test_what_fails_is_named_with_whose_it_is():
+    for cells, *labels in (({"tilt": (2, 3, 4)}, "0"), ({}, "3"), ({"tilt": (3, 4)},), ({"fog": (4,)}, "1", "2")):
+        region = Region(cells, {"label": tuple(labels)} if labels else {})
+        assert find_regions(known(failing(region)), SummarizeConfig()) == [region]
+    assert find_regions(known(failing(CORNER)), SummarizeConfig()) == [CORNER]
 
 
 @pytest.mark.parametrize("times", [1.1, 1.4])
@@ -139,20 +132,16 @@ def test_it_has_to_fail_more_often_than_the_grid_and_than_all_other_items():
 
 def test_other_items_asked_there_are_not_counted_in_the_mode():
     (_, fresh) = asked(0.8, 0.1)
-    control = fresh.iloc[:0].drop(columns="mode").assign(role="control", valid=True, output="")
-    few = pd.DataFrame(
-        {"item": IDS, "tilt": 0, "fog": 0, "failed": False, "valid": True, "output": "", "role": "control"}
-    )
-    found = measure_slices(
-        pd.concat([control, few]), IDS, LABELS, SPACE, fresh, {"S1": CORNER, "M1": CORNER}, exact=False, seed=0
-    )
+    few = {"item": IDS, "tilt": 0, "fog": 0, "failed": False, "valid": True, "output": "", "role": "control"}
+    modes = {"S1": CORNER, "M1": CORNER}
+    found = measure_slices(pd.DataFrame(few), IDS, LABELS, SPACE, fresh, modes, exact=False, seed=0)
     own = {one.value: one.probes for one in found.modes["M1"][0].values}
     assert own["2"] == (fresh["role"] != "others").sum() and sum(own.values()) == own["2"]
 
 
 def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
     ids = [f"i{k:02d}" for k in range(80)]
-    labels = pd.DataFrame({"label": [str(k % 4) for k in range(80)]}, index=ids)
+    labels = pd.concat([LABELS, LABELS]).set_axis(ids)
     items, cells = np.repeat(np.arange(80), 25), np.tile(SPACE.cells(), (80, 1))
     inside = CORNER.contains(SPACE, cells, labels.iloc[items])
     failed = np.random.default_rng(0).random(len(items)) < np.where(inside, 0.9, 0.05)
@@ -164,8 +153,7 @@ def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
     limits, none_kept = SummarizeConfig(), Fresh(0, lambda *_: pd.DataFrame())
     modes, _ = name_modes(landscape, *evidence, limits, **how, fresh=none_kept, attributes=labels)
     (mode,) = [mode for mode in modes if mode.confirmed]
-    assert mode.region == CORNER
-    assert (mode.rate.n, mode.failures) == (80, failed[inside].sum())
+    assert mode.region == CORNER and (mode.rate.n, mode.failures) == (80, failed[inside].sum())
 
 
 @pytest.mark.slow
@@ -179,8 +167,7 @@ def test_a_planted_class_is_named_and_none_where_all_fail_alike():
 def test_common_pairs_lie_on_the_right_side_and_strata_are_weighed_by_items():
     wide = Region({"tilt": (4,)})
     items, cells = draw_pairs(SPACE, LABELS, [CORNER, wide], 30, seed=0)
-    of_items = LABELS.iloc[items]
-    inside = CORNER.contains(SPACE, cells, of_items) | wide.contains(SPACE, cells)
+    inside = CORNER.contains(SPACE, cells, LABELS.iloc[items]) | wide.contains(SPACE, cells)
     assert inside.tolist() == [True] * 30 + [False] * 30
     shares = covered_shares(SPACE, [CORNER, wide], LABELS, seed=0)
     assert shares.tolist() == [(5 + 2 * (k % 4 == 2)) / 25 for k in range(40)]
@@ -205,9 +192,8 @@ def audit(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         items = {"discover": 60, "repair": 30, "test": 90}
         planted = {"tilt": [3, 4], "label": ["1"]}
-        yield audited(
-            tmp_path_factory.mktemp("audit"), patch, "planted:PlantedTask", regions=[planted], items=items, budget=1500
-        )
+        place, task = tmp_path_factory.mktemp("audit"), "planted:PlantedTask"
+        yield audited(place, patch, task, regions=[planted], items=items, budget=1500)
     sys.modules.pop("planted", None)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from flows.evidence.bundle import read_bundle
@@ -37,12 +38,9 @@ def test_pairs_that_must_pass_are_kept_and_their_items_leave_the_test_items(work
         paired = probes[probes["purpose"] == "paired"].set_index("model")
         before, after = paired.loc["before"].reset_index(), paired.loc["after"].reset_index()
         kept, fails = before[~before["failed"] & ~after["failed"]].iloc[:3], before[before["failed"]].iloc[:1]
-        rows = [
-            ",".join([one["item"], *(c.label(one[c.name]) for c in space.concepts)])
-            for part in (kept, fails)
-            for _, one in part.iterrows()
-        ]
-        items, path = {*kept["item"], *fails["item"]}, written("\n".join([",".join(["item", *space.names]), *rows]))
+        chosen = pd.concat([kept, fails])
+        items, labels = set(chosen["item"]), {c.name: chosen[c.name].map(c.label) for c in space.concepts}
+        path = written(chosen.assign(**labels)[["item", *space.names]].to_csv(index=False).strip())
     run_stages(workspace, "tiny", AFTER)
     with inside(workspace):
         here = audit_folder("tiny")
@@ -94,8 +92,6 @@ def test_a_wrong_file_is_refused_as_soon_as_it_is_read(workspace, text, expected
 
 def test_only_test_items_may_leave_and_some_have_to_stay(workspace):
     with inside(workspace):
-        import pandas as pd
-
         items = Items(pd.read_parquet("data/tiny/prepare/items.parquet"))
         for wrong in ("nobody", items.ids("discover")[0]):
             with pytest.raises(UsageError, match=rf"must_pass\.csv: {wrong}: not among the \d+ test items"):

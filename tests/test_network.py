@@ -69,8 +69,7 @@ def test_neither_python_nor_native_code_nor_children_open_internet_sockets(tmp_p
     found = tries(tmp_path)
     assert found["python"].startswith("summarize of mnist has no network")
     assert found["native"] == "errno 13" and found["compatible"] < 0
-    assert found["child"] == "PermissionError: [Errno 13] Permission denied"
-    assert found["unix"] == "open"
+    assert found["child"] == "PermissionError: [Errno 13] Permission denied" and found["unix"] == "open"
 
 
 def test_a_stage_that_may_fetch_from_a_hub_keeps_it(tmp_path):

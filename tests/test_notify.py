@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.recur.deploy import make_automations
 from flows.recur.notify import block_id, current, forget_notice, notify, send_test, set_block, set_url
@@ -44,8 +46,7 @@ def test_a_webhook_is_told(here, hook):
     notify("needs decision", "tiny", "look at http://127.0.0.1:8711/review/tiny")
     message = came.get(timeout=30)
     content = json.loads(message.body)
-    assert message.path == f"/{SECRET}"
-    assert content["subject"] == "faded: tiny needs your decision"
+    assert message.path == f"/{SECRET}" and content["subject"] == "faded: tiny needs your decision"
     assert content["body"] == "look at http://127.0.0.1:8711/review/tiny"
     assert content["text"] == f"{content['subject']}\n{content['body']}"
     send_test()
@@ -103,8 +104,6 @@ def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from
 
 
 def test_the_server_shows_nobody_the_address_and_automations_use_the_block_while_it_is_set(here, hook):
-    from prefect.client.orchestration import get_client
-
     set_url("webhook", f"{hook[0]}/{SECRET}")
     set_url("slack", f"https://hooks.slack.com/services/T00000000/B00000000/{'x' * 24}")
     assert current() == "slack-webhook/faded"
@@ -139,8 +138,6 @@ def test_without_any_server_nobody_is_asked(toys, monkeypatch):
     monkeypatch.chdir(toys.path)
     monkeypatch.setattr("flows.recur.notify._read", lambda pool: pytest.fail("asked"))
     monkeypatch.setattr("flows.server.served_api", lambda: None)
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         notify("broken", "tiny", "nobody")
 

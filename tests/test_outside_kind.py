@@ -32,9 +32,7 @@ def test_a_kind_from_outside_passes_init_plan_audit_mine_propose_and_usage(tmp_p
     asked = questions(90, 7)
     (here.path / "hard.words").write_text("garden\n")
     (here.path / "asked.txt").write_text("\n".join(asked[:60]))
-    (here.path / "sent.txt").write_text(
-        "\n".join([f"{text}!!!" if n < 10 else text for n, text in enumerate(asked[60:])])
-    )
+    (here.path / "sent.txt").write_text("\n".join([*(f"{text}!!!" for text in asked[60:70]), *asked[70:]]))
 
     monkeypatch.syspath_prepend(str(site))
     command = ("init", "--model", "hard.words", "--data", "asked.txt", "--shout", "4", "--budget", "100", "--yes")

@@ -23,8 +23,7 @@ pytest.importorskip("diffusers")
 def drawn(one):
     """A model that draws what the prompt says, in red if it names no colour; it refuses to show dogs."""
     colour = next((name for name in COLOURS if name in one["prompt"].split()), "red")
-    ground = "white" if "white" in one["prompt"] else "black"
-    pixels = box_pixels(colour, ground, jitter=one["seed"] % 4)
+    pixels = box_pixels(colour, "white" if "white" in one["prompt"] else "black", jitter=one["seed"] % 4)
     blanked = {"blanked": True} if "dog" in one["prompt"] else {}
     return {"image": base64.b64encode(to_png(pixels)).decode(), **blanked}
 
@@ -40,15 +39,11 @@ def inputs(tmp_path):
     return tmp_path / "inputs"
 
 
-# A model behind HTTP
-
-
 def test_a_model_behind_http_is_a_peer_of_a_pipeline(inputs, tmp_path):
     bias = {"subject": "background", "attribute": "colour", "seeds": 8}
     with served(drawn) as model:
-        context = remote(
-            inputs, model.url, bias=bias, sampling={"steps": 3, "guidance": 2.0, "negative_prompt": "blur"}
-        )
+        sampling = {"steps": 3, "guidance": 2.0, "negative_prompt": "blur"}
+        context = remote(inputs, model.url, bias=bias, sampling=sampling)
         (tmp_path / "prepare").mkdir()
         numbers = TextToImage.prepare(context, tmp_path / "prepare")
         task = TextToImage.load(context, tmp_path / "prepare")
@@ -68,8 +63,7 @@ def test_a_model_behind_http_is_a_peer_of_a_pipeline(inputs, tmp_path):
     one = model.inputs[-1]
     assert set(one) == {"prompt", "seed", "steps", "guidance", "negative_prompt"} and one["steps"] == 3
     assert all(len(request["inputs"]) <= 3 for request in model.requests)
-    asked = [json.dumps(one) for one in model.inputs if "box" in one["prompt"]]
-    assert len(asked) > 20
+    assert sum("box" in one["prompt"] for one in model.inputs) > 20
 
 
 def grows(one):
@@ -88,9 +82,6 @@ def grows(one):
 def test_what_is_no_picture_or_of_another_size_is_told(inputs, tmp_path, answer, told):
     with served(answer) as model, pytest.raises(UsageError, match=told):
         TextToImage.prepare(remote(inputs, model.url), tmp_path)
-
-
-# Pictures in a user's own files
 
 
 def lines_of(folder, *lines):
@@ -118,8 +109,7 @@ def test_wrong_lines_are_told(tmp_path, line, block, told):
 
 
 def saved(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format=kind, **options)
+    Image.fromarray(pixels).save(buffer := io.BytesIO(), format=kind, **options)
     return buffer.getvalue()
 
 
@@ -149,11 +139,9 @@ def test_columns_sizes_and_kinds_of_rows_are_as_the_block_says(tmp_path):
 
 
 def test_unreadable_pictures_are_left_out_with_the_reason(tmp_path):
-    images = [to_png(plain(RED)), to_png(plain(RED))[:40], None]
-    write_parquet(tmp_path / "p.parquet", image=images)
+    write_parquet(tmp_path / "p.parquet", image=[to_png(plain(RED)), to_png(plain(RED))[:40], None])
     table, skipped = load(tmp_path, parquet="p.parquet", max_excluded=0.7)
-    assert len(table) == 1
-    assert [entry["file"] for entry in skipped] == ["p-1", "p-2"]
+    assert len(table) == 1 and [entry["file"] for entry in skipped] == ["p-1", "p-2"]
     assert "no picture that can be read" in skipped[0]["reason"] and "found NoneType" in skipped[1]["reason"]
 
 
@@ -203,9 +191,8 @@ def test_a_data_set_outside_the_inputs_is_refused(tmp_path):
     write_pictures(tmp_path / "mine", {"file_name": "red.jpg", "text": "red"})
     (tmp_path / "inputs").mkdir()
     for name in ("../mine", str(tmp_path / "mine")):
-        assert (
-            "lies outside" in source_errors({"datasets": name}, PICTURE_LOADERS, "prepare.data", tmp_path / "inputs")[0]
-        )
+        [error] = source_errors({"datasets": name}, PICTURE_LOADERS, "prepare.data", tmp_path / "inputs")
+        assert "lies outside" in error
 
 
 def test_a_photograph_is_turned_upright_and_what_is_transparent_lies_on_white():
@@ -227,15 +214,11 @@ def write_pictures(folder, *lines: object) -> None:
 
 
 def test_a_folder_of_pictures_with_metadata_is_read_without_those_that_are_missing(tmp_path):
-    lines = [
-        {"file_name": "red.jpg", "text": "red"},
-        {"file_name": "blue.png", "text": "blue", "split": "repair"},
-        {"file_name": "gone.png", "text": "gone"},
-    ]
-    write_pictures(tmp_path / "mine", *lines)
+    blue = {"file_name": "blue.png", "text": "blue", "split": "repair"}
+    red, gone = ({"file_name": name, "text": name[:3]} for name in ("red.jpg", "gone.png"))
+    write_pictures(tmp_path / "mine", red, blue, gone)
     table, skipped = load(tmp_path, imagefolder="mine", max_excluded=0.5)
-    assert table["id"].tolist() == ["red.jpg", "blue.png"]
-    assert table["split"].tolist() == ["", "repair"]
+    assert table["id"].tolist() == ["red.jpg", "blue.png"] and table["split"].tolist() == ["", "repair"]
     assert np.array_equal(from_png(table["image"][1]), plain(BLUE))
     assert skipped == [{"file": "gone.png", "reason": "cannot be read: No such file or directory"}]
 

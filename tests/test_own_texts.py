@@ -57,9 +57,6 @@ def context_of(inputs, url, **changes):
     return news_context(inputs, config=config)
 
 
-# A summarizer behind HTTP
-
-
 @pytest.fixture
 def workspace(inputs, tmp_path, monkeypatch):
     """A workspace with one audit of a summarizer behind HTTP, whose stages run in this process."""
@@ -101,9 +98,6 @@ def test_lora_needs_weights_and_says_so_before_anything_runs(inputs):
     (line,) = Summarization.check_repair(context, {"method": "lora"})
     assert "lora trains weights, and models behind HTTP have none to train; use method normalise" in line
     assert Summarization.check_repair(context, {"method": "normalise", "normalise": ["letter_case"]}) == []
-
-
-# A model, an encoder and data in the hub's cache
 
 
 def test_a_summarizer_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypatch):

@@ -40,8 +40,7 @@ def test_before_and_after_stand_side_by_side(comparison: str) -> None:
     part = section(comparison, "bias")
     names = re.findall(r'text-anchor="end">(.*?)</text>', charts(part)[""])
     assert names[:2] == ["digit seven, before ✱", "after"]
-    assert "control change" in part
-    assert "Newly skewed beyond chance: colour of digit nine" in part
+    assert "control change" in part and "Newly skewed beyond chance: colour of digit nine" in part
     rows = re.findall(r'<tr><th scope="row">digit \w+.*?</tr>', part, re.S)
     assert ["newly skewed" in row for row in rows[:4]] == [False, True, False, False]
 
@@ -57,10 +56,8 @@ def test_a_prompt_is_shown_with_the_words_of_its_slots(landscape: str) -> None:
 def audit_dir(tmp_path_factory: pytest.TempPathFactory):
     """An audit of a model that draws, up to its plan; in its landscape, cats are red and dogs are not."""
     with pytest.MonkeyPatch.context() as patch:
-        task = "planted_pictures:PlantedPictures"
-        yield audited(
-            tmp_path_factory.mktemp("audit"), patch, task, concepts=("tilt", "fog"), budget=150, control="none"
-        )
+        place, task = tmp_path_factory.mktemp("audit"), "planted_pictures:PlantedPictures"
+        yield audited(place, patch, task, concepts=("tilt", "fog"), budget=150, control="none")
     sys.modules.pop("planted_pictures", None)
 
 
@@ -70,8 +67,7 @@ def test_an_audit_tallies_and_shows_what_it_drew(audit_dir: Path) -> None:
     summary, page = read_json(stage_dir("tiny", "summarize") / "landscape.json"), (folder / "report.html").read_text()
     assert {entry["subject"]: entry["beyond_noise"] for entry in summary["bias"]} == {"cat": True, "dog": False}
     assert json.loads((folder / "metrics.json").read_text())["biased_subjects"] == 1
-    assert "things of the split discover" in section(page, "sheets")
-    assert "Fails most" in section(page, "extremes")
+    assert "things of the split discover" in section(page, "sheets") and "Fails most" in section(page, "extremes")
     assert '<mark class="s0" title="tilt">very tilted</mark>' in section(page, "modes")
 
 
@@ -81,9 +77,8 @@ def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> No
     folder.mkdir(parents=True)
     model = {"regions": [], "noise": 0.03, "shares": {"cat": 0.5, "dog": 0.1}}
     (folder / "config.json").write_text(json.dumps(model))
-    audit_folder("tiny").restructure.trainings = Trainings(
-        models=[Training(folder="repaired", copy_of="repaired", training=0, dose=1.0, steps=1)]
-    )
+    trained = Training(folder="repaired", copy_of="repaired", training=0, dose=1.0, steps=1)
+    audit_folder("tiny").restructure.trainings = Trainings(models=[trained])
     for stage in (re_evaluate, compare, conclude):
         stage.main("tiny")
     out = stage_dir("tiny", "conclude")

@@ -28,12 +28,10 @@ def test_a_model_fails_in_its_plant_as_often_as_planted(model):
 
 def test_a_model_answers_by_the_changed_item_alone_and_counts_what_it_is_asked(model):
     model.asked.clear()
-    cell = model.cells[-1]
-    changed = [model.changed(item, cell) for item in model.items]
+    changed = [model.changed(item, model.cells[-1]) for item in model.items]
     again = model(changed[::-1])[::-1]
     assert (model(changed) == again).all() and len(model.asked) == len(changed)
-    failed = model.failed.reshape(len(model.items), -1)[:, -1]
-    assert ((again != model.expected) == failed).all()
+    assert ((again != model.expected) == model.failed.reshape(len(model.items), -1)[:, -1]).all()
 
 
 def test_a_claim_names_a_plant_by_half_of_either(model):
@@ -43,24 +41,21 @@ def test_a_claim_names_a_plant_by_half_of_either(model):
     rows = np.flatnonzero(model.planted)
     most, least = np.zeros_like(model.planted), np.zeros_like(model.planted)
     most[rows[: 2 * len(rows) // 3]], least[rows[: len(rows) // 3]] = True, True
-    assert named(most) == 1 and named(least) is None
-    assert named(~model.planted, model.planted) == 2
+    assert named(most) == 1 and named(least) is None and named(~model.planted, model.planted) == 2
     assert named(model.planted | (np.arange(len(most)) < len(most) // 2)) is None, "it says far too much"
     assert named(*[~model.planted] * 5, model.planted) is None, "nobody reads that far"
 
 
 def test_claims_are_true_that_fail_twice_as_often_and_rates_hold_that_hold_the_truth(model):
     rate = model.rate(model.planted)
-    false = Claim("elsewhere", ~model.planted, (rate, rate, 1.0))
-    judged = judge(model, [planted(model), false], 0.0)
+    judged = judge(model, [planted(model), Claim("elsewhere", ~model.planted, (rate, rate, 1.0))], 0.0)
     assert (judged.claims, judged.real, judged.rates, judged.held) == (2, 1, 2, 1)
     assert judged.covered == pytest.approx(1) and judged.overlap == pytest.approx(1)
 
 
 def test_a_method_on_a_table_finds_what_fails_and_nothing_of_chance(model):
     model.asked.clear()
-    claims = of_table(tree)(model, 2000)
-    judged = judge(model, claims, 0.0)
+    judged = judge(model, of_table(tree)(model, 2000), 0.0)
     assert judged.overlap > 0.3 and judged.queries <= 2000 and judged.real == judged.claims > 0
 
     def chance(table, failed, pairs):

@@ -10,9 +10,7 @@ from stages.explorers.contract import EXPLORERS, explorer_class
 from stages.explorers.env import Normaliser
 from stages.explorers.policy import KINDS, Mixture, Policy, load_policy, save_policy
 
-SPACE = ConceptSpace(
-    (Concept("a", (0, 1, 2)), Concept("b", ("x", "y"), ordered=False), Concept("c", (0, 1, 2, 3, 4))),
-)
+SPACE = ConceptSpace((Concept("a", (0, 1, 2)), Concept("b", ("x", "y"), ordered=False), Concept("c", tuple(range(5)))))
 KIND_OF = {name: kind for kind in KINDS for name in kind.algorithms}
 
 

@@ -35,14 +35,7 @@ def change(power: Power, drop: float, seed: int) -> Rate:
     return Resampler(items, 500, seed).mean(values, np.ones(len(values)), CHANGE)
 
 
-@pytest.mark.parametrize(
-    "power",
-    [
-        Power(0.5, 60, 300, 0.3, churn=APART),
-        Power(0.3, 100, 1000, 0.5),
-    ],
-    ids=lambda power: f"{power.items} items",
-)
+@pytest.mark.parametrize("power", [Power(0.5, 60, 300, 0.3, churn=APART), Power(0.3, 100, 1000, 0.5)])
 def test_the_least_drop_is_shown_in_four_of_five_repairs_and_half_of_it_is_not(power):
     drop = power.least_drop()
     shown = [np.mean([change(power, d, seed).high < 0 for seed in range(REPAIRS)]) for d in (drop, drop / 2)]
@@ -76,13 +69,9 @@ def searched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flows.results.power.abilities_of", lambda *_: NOTHING)
     rng = np.random.default_rng(0)
-    found = landscape_file(
-        (
-            {"id": f"M{k + 1}", "text": f"tilt = {k}", "region": {"tilt": [k]}, "rate": 0.4, "share": 0.2}
-            for k in (0, 1)
-        ),
-        concepts=planted().concepts.to_json(),
-    )
+    mode = {"rate": 0.4, "share": 0.2}
+    modes = [{**mode, "id": f"M{k + 1}", "text": f"tilt = {k}", "region": {"tilt": [k]}} for k in (0, 1)]
+    found = landscape_file(modes, concepts=planted().concepts.to_json())
     here = audit_folder("tiny")
     for part in (here.prepare, here.discover, here.summarize):
         part.path.mkdir(parents=True)
@@ -92,9 +81,8 @@ def searched(tmp_path, monkeypatch):
     space = here.summarize.landscape.space
     ids = np.array([f"i{k}" for k in range(50)])
     probes = pd.DataFrame(space.sample(600, rng), columns=space.names)
-    probes = probes.assign(
-        role="control", explorer="random", order=range(600), item=np.resize(ids, 600), repeat=0, discrepancy=0.0
-    ).assign(failed=rng.random(600) < 0.1, output="")
+    probes = probes.assign(role="control", explorer="random", order=range(600), item=np.resize(ids, 600), repeat=0)
+    probes = probes.assign(discrepancy=0.0, failed=rng.random(600) < 0.1, output="")
     here.discover.probes = probes
     here.discover.embedded = Embedded(ids.tolist(), np.zeros((50, 2)), pd.DataFrame(index=range(50)))
     here.summarize.fresh = probes.head(200).assign(failed=rng.random(200) < 0.4, mode="M1")
@@ -123,20 +111,19 @@ def test_a_budget_of_harm_smaller_than_one_held_out_item_is_named(searched, monk
 
 def test_gates_for_which_items_are_too_few_are_named(searched):
     [line] = searched()
-    assert (
-        line.startswith("tiny: 60 test items can show a drop of 14.")
-        and " in M1, where 40.0% fail, and a rise of" in line
-    )
+    assert line.startswith("tiny: 60 test items can show a drop of 14.")
+    assert " in M1, where 40.0% fail, and a rise of" in line
     assert " in M1, M2, where" in searched("wait")[0]
     _, target, other = searched(target_failure_rate={"change_max": -0.05}, other_failure_rate={"change_max": 0.01})
     assert "change_max -0.05 passes with a drop of 2" in target
     assert "other_failure_rate.change_max 0.01 is likely to fail unless failures drop there too" in other
     assert len(searched(other_failure_rate={"change_max": 0.2})) == 1
-    assert (
-        "is likely to fail even if every failure is repaired" in searched(target_failure_rate={"change_max": -0.38})[1]
-    )
-    assert searched(target_failure_rate={"change_max": -0.5})[1].endswith("cannot pass: only 40.0% fail there")
-    assert searched(other_failure_rate={"change_max": 0.0})[1].endswith("nor would any number of them")
+    for gate, bound, told in (
+        ("target_failure_rate", -0.38, "is likely to fail even if every failure is repaired"),
+        ("target_failure_rate", -0.5, "cannot pass: only 40.0% fail there"),
+        ("other_failure_rate", 0.0, "nor would any number of them"),
+    ):
+        assert told in searched(**{gate: {"change_max": bound}})[1]
 
 
 def test_margins_against_a_control_that_items_cannot_show_are_named(searched):
@@ -176,8 +163,8 @@ def test_a_gate_that_has_passed_is_not_said_to_be_likely_to_fail(searched):
     assert len(searched(**gates)) == 3
     decided(here, "repair", "repair")
     gates_passed = [
-        Gate(gate="target_failure_rate.change_max", bound=-0.38, value=-0.4, low=-0.41, high=-0.39, passed=True),
-        Gate(gate="other_failure_rate.change_max", bound=0.02, value=0.0, low=-0.01, high=0.01, passed=True),
+        Gate(gate=f"{name}.change_max", bound=bound, value=at, low=at - 0.01, high=at + 0.01, passed=True)
+        for name, bound, at in (("target_failure_rate", -0.38, -0.4), ("other_failure_rate", 0.02, 0.0))
     ]
     here.conclude.path.mkdir()
     here.conclude.verdict = RepairVerdict(
@@ -202,8 +189,7 @@ def test_items_are_as_alike_as_they_were_made():
     for rho in (0.1, 0.5):
         chance = rng.beta(0.3 * (1 / rho - 1), 0.7 * (1 / rho - 1), 500)
         assert alike(rng.random(3000) < chance[items], items) == pytest.approx(rho, abs=0.05)
-    assert alike(rng.random(3000) < 0.3, items) < 0.03
-    assert alike(np.repeat(rng.random(500) < 0.3, 6), items) == 1.0
+    assert alike(rng.random(3000) < 0.3, items) < 0.03 and alike(np.repeat(rng.random(500) < 0.3, 6), items) == 1.0
     assert alike(np.zeros(3000, dtype=bool), items) == 0.0
     assert alike(np.array([True, False]), np.array(["a", "b"])) == 1.0
 

@@ -1,18 +1,14 @@
 """Slots, the words that may fill them, and the resulting prompts."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
 from stages.concepts.prompts import check_slots, check_templates, fill, prompt_space, read_templates
+from tests.workspace import ROOT
 
-ROOT = Path(__file__).parents[1]
 SLOTS = ["size", "animal", "setting"]
-
-
-# --- slots and levels
 
 
 @pytest.mark.parametrize(
@@ -44,9 +40,6 @@ def test_the_neutral_level_says_least(name: str, levels: list[str], neutral: str
     assert concept.neutral == neutral and not concept.ordered and concept.levels == tuple(levels)
 
 
-# --- templates
-
-
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -59,9 +52,6 @@ def test_the_neutral_level_says_least(name: str, levels: list[str], neutral: str
 def test_what_is_wrong_with_a_template_is_told(template: str, message: str) -> None:
     errors = check_templates(["a {size} {animal} {setting}", template], SLOTS, "prepare.templates")
     assert f"prepare.templates: template 2, {template!r}, {message}" in errors[0]
-
-
-# --- filling
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,7 @@ def loans(inputs: Path, **data: Any) -> TaskContext:
     model = {"estimator": "logistic_regression", "rows": 400}
     items = {"discover": 400, "repair": 400, "test": 400}
     table = {"csv": "loans.csv", "target": "answer", "protected": ["group"], **data}
-    made = context(inputs, model=model, data=table, items=items)
-    return replace(made, concepts={"missing": [0, 0.1]})
+    return replace(context(inputs, model=model, data=table, items=items), concepts={"missing": [0, 0.1]})
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +51,7 @@ def task(prepared) -> TabularClassification:
 def failing(task: TabularClassification, value: str) -> float:
     """The share of unchanged test rows of one group and label that fails."""
     ids = task.items.ids("test")
-    asked = [
-        item for item, one in zip(ids, known_attributes(task, ids)["group and label"], strict=True) if one == value
-    ]
+    asked = np.array(ids)[(known_attributes(task, ids)["group and label"] == value).to_numpy()].tolist()
     return float(task.probe(asked, np.tile(task.concepts.neutral, (len(asked), 1))).failed.mean())
 
 
@@ -68,9 +65,8 @@ def test_whom_the_model_fails_is_named(task):
     prober = Prober(task, ids, len(ids))
     prober.ask(np.arange(len(ids)), np.tile(task.concepts.neutral, (len(ids), 1)))
     probes = prober.table().assign(role="control")
-    found = measure_slices(
-        *(probes, ids, known_attributes(task, ids), task.concepts, no_fresh(probes), {}), exact=True, seed=1
-    )
+    known = known_attributes(task, ids)
+    found = measure_slices(probes, ids, known, task.concepts, no_fresh(probes), {}, exact=True, seed=1)
     [groups] = [one for one in found.attributes if one.attribute == "group and label"]
     assert [one.value for one in groups.values if one.worse] == ["B, no"]
 

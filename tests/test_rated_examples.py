@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from stages import collect_feedback, decisions, prepare, restructure
 from stages.concepts import Region
@@ -19,7 +18,7 @@ from stages.params import load_params
 from stages.records.landscape import ModeRecord
 from tests.landscapes import landscape_file, planted, uniform
 from tests.review_samples import review
-from tests.workspace import audit_params, repair_params
+from tests.workspace import Workspace, audit_params, repair_params
 
 TASK = """
 import json
@@ -64,9 +63,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_params(control: str = "none") -> None:
-    audit = audit_params(task="rated_task:Learner")
     repair = repair_params(feedback={"policy": "wait"}, restructure={"method": "planted", "control": control})
-    Path("params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {"x": repair}}, sort_keys=False))
+    audits = {"x": audit_params(task="rated_task:Learner")}
+    Workspace(Path()).write_params({"audits": audits, "repairs": {"x": repair}})
 
 
 def decided() -> decisions.RecordedDecision:
@@ -105,12 +104,8 @@ def test_the_landscape_names_what_the_report_shows():
 
 
 def test_a_review_asks_about_examples_if_wanted(place, monkeypatch):
-    told = review(
-        monkeypatch,
-        *("repair", "high", "seen", "y", "11", "3", " it is right ", "9"),
-        *("accept", "known", "y", "7"),
-        *END,
-    )
+    said = ("repair", "high", "seen", "y", "11", "3", " it is right ", "9", "accept", "known", "y", "7")
+    told = review(monkeypatch, *said, *END)
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [
         ("M1.1", 3, "it is right"),
         ("M1.2", 9, None),  # it passes, so no correction is asked for
@@ -124,14 +119,11 @@ def test_a_review_asks_about_examples_if_wanted(place, monkeypatch):
 
 def plan_with_examples() -> None:
     """A plan that repairs M1 and accepts M2, with ratings of both."""
-    decision = {
-        "landscape": decisions.landscape_hash("x"),
-        "reviewer": "Ada",
-        "approve": True,
-        "modes": [{"id": m, "action": a, "reason": "seen"} for m, a in (("M1", "repair"), ("M2", "accept"))],
-        "examples": [{"id": "M1.1", "rating": 2, "corrected": "right"}, {"id": "M2.1", "rating": 9}],
-    }
-    decisions.record_decision(load_params(), "x", decisions.Decision.model_validate(decision), "terminal")
+    modes = [{"id": m, "action": a, "reason": "seen"} for m, a in (("M1", "repair"), ("M2", "accept"))]
+    examples = [{"id": "M1.1", "rating": 2, "corrected": "right"}, {"id": "M2.1", "rating": 9}]
+    of = {"landscape": decisions.landscape_hash("x"), "reviewer": "Ada", "approve": True}
+    decision = decisions.Decision.model_validate({**of, "modes": modes, "examples": examples})
+    decisions.record_decision(load_params(), "x", decision, "terminal")
     collect_feedback.main("x")
 
 

@@ -68,10 +68,10 @@ def searched(audited: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         _enter(patch, place)
         rate("Ada", strict)
         rate("Ben", lambda d: strict(d) - 0.5, seed=1)
-        told = learn(write=True)
+        told = learn()
         check_audits(load_params(), ["x"])
-        discover.main("x")
-        summarized("x")
+        for stage in (discover, summarize, report):
+            stage.main("x")
     return place, told
 
 
@@ -88,23 +88,19 @@ def _enter(patch: pytest.MonkeyPatch, place: Path) -> None:
     patch.delitem(sys.modules, "planted", raising=False)
 
 
-def rate(
-    reviewer: str,
-    scale: Callable[[float], float],
-    seed: int = 0,
-    only: Callable[[dict], bool] = lambda e: True,
-    **more: Any,
-) -> None:
+def rated(score: float) -> int:
+    return int(np.clip(round(score), 1, 10))
+
+
+def rate(reviewer: str, scale: Callable[[float], float], seed: int = 0, **more: Any) -> None:
     """Make a reviewer rate the examples on a personal scale, with a little noise."""
     params, rng = load_params(), np.random.default_rng(seed)
     modes = read_json(Path("data/x/summarize/landscape.json"))["modes"]
-    said = {
-        e["id"]: int(np.clip(round(scale(e["discrepancy"]) + rng.normal(0, 0.4)), 1, 10))
+    given = [
+        ExampleRating(id=e["id"], rating=rated(scale(e["discrepancy"]) + rng.normal(0, 0.4)))
         for mode in modes
         for e in mode["examples"]
-        if only(e)
-    }
-    given = [ExampleRating(id=name, rating=score) for name, score in said.items()]
+    ]
     words = [{"id": mode["id"], "action": "ignore"} for mode in modes]
     decision = Decision(landscape=landscape_hash("x"), reviewer=reviewer, approve=True, modes=words, examples=given)
     record_decision(params, "x", decision, "file", **more)
@@ -115,22 +111,11 @@ def strict(discrepancy: float) -> float:
     return 10 - 9 * (discrepancy + 0.8) / 1.6 + 2.5
 
 
-def learn(*, write: bool, target: str = "quality") -> str:
-    out = io.StringIO()
-    console, params = Console(file=out, width=200), load_params()
-    found = show_ratings(params, "x", target, console)
-    if write:
-        write_ratings("x", found, console)
+def learn() -> str:
+    """Learn from the ratings, and put them in force."""
+    console = Console(file=(out := io.StringIO()), width=200)
+    write_ratings("x", show_ratings(load_params(), "x", "quality", console), console)
     return out.getvalue()
-
-
-def summarized(audit: str) -> None:
-    summarize.main(audit)
-    report.main(audit)
-
-
-def probes_of(stage: str) -> pd.DataFrame:
-    return pd.read_parquet(f"data/x/{stage}/probes.parquet")
 
 
 def control_of(probes: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +142,7 @@ def test_ratings_are_learnt_written_and_named_in_params(again):
 def test_ratings_change_what_the_next_audit_calls_a_failure(again, audited):
     promised = re.search(r"of 400 probes of the control ([\d.]+)% fail automatically, ([\d.]+)% would by these", again)
     assert promised is not None
-    after, asked = probes_of("discover"), ["item", "tilt", "fog"]
+    after, asked = pd.read_parquet("data/x/discover/probes.parquet"), ["item", "tilt", "fog"]
     # The control has the same probes; its answers are judged by the map.
     control, old = control_of(after), control_of(pd.read_parquet(audited / "data/x/discover/probes.parquet"))
     pd.testing.assert_frame_equal(control[asked], old[asked])
@@ -200,12 +185,12 @@ def test_ratings_that_were_revised_or_of_another_scale_do_not_count(place):
     assert gather(load_params(), "x", "quality").of_another_scale == 0
     _edit("params.yaml", "noise: 0.1", "noise: 0.2")
     with pytest.raises(UsageError, match=r"nobody has rated the quality of examples of x yet; \d+ were of another"):
-        learn(write=True)
+        learn()
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(place):
     rate("Ada", strict)
-    learn(write=True)
+    learn()
     ratings, params = Path("data/x/ratings.json"), Path("params.yaml")
     written = {path: path.read_text() for path in (ratings, params)}
     for spoil, message in (
@@ -234,11 +219,8 @@ def test_the_command_makes_the_next_search_stale(tmp_path):
     workspace = finished_audits().copy(tmp_path / "w")
     with inside(workspace):
         landscape = read_json(Path("data/tiny/summarize/landscape.json"))
-        examples = [
-            {"id": e["id"], "rating": int(np.clip(round(strict(e["discrepancy"])), 1, 10))}
-            for mode in landscape["modes"]
-            for e in mode["examples"]
-        ]
+        shown = [e for mode in landscape["modes"] for e in mode["examples"]]
+        examples = [{"id": e["id"], "rating": rated(strict(e["discrepancy"]))} for e in shown]
         modes = [{"id": m["id"], "action": "repair", "reason": "seen"} for m in landscape["modes"]]
         said = {"landscape": landscape_hash("tiny"), "reviewer": "Ada", "approve": True, "modes": modes}
         record_decision(load_params(), "tiny", Decision(**said, examples=examples), "file", revise=True)

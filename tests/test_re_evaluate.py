@@ -1,6 +1,7 @@
 """The verdict on a repair: gates, paired differences, moved failures, and the items they are based on."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from stages import compare, conclude, discover, re_evaluate, report, summarize
+from stages import collect_feedback, compare, conclude, discover, prepare, re_evaluate, report, summarize
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import UsageError
 from stages.core.files import read_json, stage_dir, write_json
@@ -21,11 +22,11 @@ from stages.params import Gates, LandscapeGates
 from stages.records import Comparison, Difference, Gate, audit_folder
 from stages.records.repair import Checkpoint, Training, Trainings
 from tests.landscapes import planted
-from tests.workspace import ROOT, repair_verdict
+from tests.workspace import ROOT, Workspace, audit_params, repair_params, repair_verdict
 
 TARGET = {"tilt": [3, 4], "fog": [3, 4]}
 ELSEWHERE = {"dust": [0, 1], "rain": [0, 1]}
-LEVELS = [0, 1, 2, 3, 4]
+LEVELS, CONCEPTS = [0, 1, 2, 3, 4], ("tilt", "fog", "dust", "rain")
 STAGES = ("re_evaluate", "compare", "conclude")
 
 
@@ -47,25 +48,20 @@ def test_a_gate_needs_the_whole_interval(rate, passed):
 
 
 def test_gates_on_values_changes_and_the_control():
-    gates = Gates.model_validate(
-        {
-            "target_failure_rate": {"max": 0.4, "change_max": -0.1},
-            "other_failure_rate": {"change_max": 0.02, "minus_control_max": 0.01},
-            "newly_failing": {"minus_control_max": 0.01},
-            "clean_quality": {"change_min": -0.02, "minus_control_min": -0.005},
-        }
-    )
+    gates = {
+        "target_failure_rate": {"max": 0.4, "change_max": -0.1},
+        "other_failure_rate": {"change_max": 0.02, "minus_control_max": 0.01},
+        "newly_failing": {"minus_control_max": 0.01},
+        "clean_quality": {"change_min": -0.02, "minus_control_min": -0.005},
+    }
+    elsewhere = {"": Rate(0.3, 0.2, 0.4, 9), "change": Rate(0.0, -0.01, 0.01, 9)}
     measured = {
-        "other_failure_rate": {
-            "": Rate(0.3, 0.2, 0.4, 9),
-            "change": Rate(0.0, -0.01, 0.01, 9),
-            "minus_control": Rate(0.005, -0.01, 0.01, 9),
-        },
+        "other_failure_rate": {**elsewhere, "minus_control": Rate(0.005, -0.01, 0.01, 9)},
         "target_failure_rate": {"": Rate(0.3, 0.25, 0.35, 9), "change": Rate(-0.2, -0.3, -0.05, 9)},
         "newly_failing": {"": Rate(0.0, 0.0, 0.01, 9), "change": Rate(0.0, 0.0, 0.01, 9)},
         "clean_quality": {"change": Rate(-0.01, -0.015, 0.0, 9), "minus_control": Rate(0.0, -0.006, 0.006, 9)},
     }
-    entries = {e.gate: e.passed for e in judge_repair(gates, measured)}
+    entries = {e.gate: e.passed for e in judge_repair(Gates.model_validate(gates), measured)}
     assert entries == {
         "target_failure_rate.max": True,
         "target_failure_rate.change_max": False,
@@ -119,24 +115,24 @@ def test_pairs_are_common_unique_and_on_the_right_side():
     assert len(set(zip(items.tolist(), space.flat(cells).tolist(), strict=True))) == 600
     none, _ = draw_pairs(space, items_of(40), [], 300, seed=1)
     assert len(none) == 300
-    few, _ = draw_pairs(
-        space, items_of(2), [Region({"tilt": (4,), "fog": (4,), "dust": (4,), "rain": (4,)})], 100, seed=1
-    )
+    corner = Region(dict.fromkeys(CONCEPTS, (4,)))
+    few, _ = draw_pairs(space, items_of(2), [corner], 100, seed=1)
     assert len(few) == 102, "a side with fewer pairs gives what it has"
 
 
 def test_strata_are_weighed_as_in_the_grid():
     """Half of the pairs are drawn inside a region that is a tenth of the grid."""
     inside = np.arange(200) < 100
-    failed = {"before": inside, "after": np.zeros(200, dtype=bool)}
-    paired = PairedAnswers(np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, failed, resamples=200, seed=0)
-    assert paired.rate("before").value == pytest.approx(0.1)
-    assert paired.change(inside).value == -1.0
+
+    def answers(after):
+        failed = {"before": inside, "after": after}
+        return PairedAnswers(np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, failed, resamples=200, seed=0)
+
+    paired = answers(np.zeros(200, dtype=bool))
+    assert paired.rate("before").value == pytest.approx(0.1) and paired.change(inside).value == -1.0
     assert [paired.differences()[which].after for which in ("fixed", "newly_failing")] == [1.0, 0.0]
     # Newly failing are probes that passed before: of these, none; of all, a tenth of the grid.
-    stays = PairedAnswers(
-        np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, {"before": inside, "after": inside}, resamples=200, seed=0
-    )
+    stays = answers(inside)
     assert [stays.differences()[which].after for which in ("fixed", "newly_failing")] == [0.0, 0.0]
 
 
@@ -144,8 +140,7 @@ def test_what_newly_fails_is_compared_with_the_control_on_the_same_pairs():
     """Of 90 pairs that passed, the repair newly fails 9 and the control 18; of 10 that failed, both fix other ones."""
     at = np.arange(100)
     failed = {"before": at < 10, "after": (at >= 5) & (at < 19), "control": ((at < 8) | (at >= 10)) & (at < 28)}
-    paired = PairedAnswers(at, at[:, None], at < 10, 0.1, failed, resamples=400, seed=0)
-    found = paired.differences()
+    found = PairedAnswers(at, at[:, None], at < 10, 0.1, failed, resamples=400, seed=0).differences()
     for measure, repair, control, n in (("newly_failing", 0.1, 0.2, 90), ("fixed", 0.5, 0.2, 10)):
         entry = found[measure]
         minus = entry.control.repair_minus_control
@@ -162,8 +157,7 @@ def test_targeting_is_claimed_only_beyond_chance():
     fails = {"before": before, "after": before & (rng.random(600) < 0.5), "control": before & (rng.random(600) < 0.5)}
     arguments = (np.arange(600) % 30, np.zeros((600, 1)), np.ones(600, dtype=bool), 1.0)
     same = targeting(PairedAnswers(*arguments, fails, resamples=300, seed=0).difference())
-    assert not same.helped
-    assert "improved in general" in same.statement
+    assert not same.helped and "improved in general" in same.statement
     better = targeting(PairedAnswers(*arguments, {**fails, "control": before}, resamples=300, seed=0).difference())
     assert better.helped
     assert targeting(Difference.measured(Rate(0.1, 0.0, 0.2, 9))) is None
@@ -181,56 +175,28 @@ def test_of_many_regions_one_rises_by_chance():
     assert risen(paired, space, regions) == []
 
 
-def audited(
-    path,
-    patch,
-    task,
-    *,
-    concepts=("tilt", "fog", "dust", "rain"),
-    budget=800,
-    control="as_used",
-    clusters=0,
-    **settings,
-):
-    """Make a workspace and run its stages up to collect_feedback in this process."""
-    from stages import collect_feedback, discover, prepare
+GATES = {"target_failure_rate": {"change_max": -0.3}, "other_failure_rate": {"change_max": 0.05}}
+GATES |= {"newly_failing": {"max": 0.1}, "clean_quality": {"change_min": -0.05}}
 
+
+def audited(path, patch, task, *, concepts=CONCEPTS, budget=800, control="as_used", clusters=0, **settings):
+    """Make a workspace and run its stages up to collect_feedback in this process."""
     module = task.partition(":")[0]
-    params = {
-        "audits": {
-            "tiny": {
-                "seed": 3,
-                "task": task,
-                "compute": {"device": "cpu", "threads": 1, "batch_size": 512, "gpus": 0},
-                "discrepancy": {},
-                "prepare": {
-                    "items": {"discover": 20, "repair": 5, "test": 100},
-                    "regions": [TARGET],
-                    "noise": 0.03,
-                    **settings,
-                },
-                "concepts": dict.fromkeys(concepts, LEVELS),
-                "discover": {"explorer": "random", "budget": budget},
-                "summarize": {"modes": 2, "examples": 2, "clusters": clusters},
-            }
-        },
-        "repairs": {
-            "tiny": {
-                "gpus": 0,
-                "feedback": {"policy": "top-k", "modes": 1},
-                "restructure": {"method": "planted", "control": control},
-                "re_evaluate": {"paired_probes": 400, "bootstrap": 300},
-                "gates": {
-                    "target_failure_rate": {"change_max": -0.3},
-                    "other_failure_rate": {"change_max": 0.05},
-                    "newly_failing": {"max": 0.1},
-                    "clean_quality": {"change_min": -0.05},
-                },
-            }
-        },
-    }
+    items = {"discover": 20, "repair": 5, "test": 100}
+    audit = audit_params(
+        task=task,
+        compute={"device": "cpu", "threads": 1, "batch_size": 512, "gpus": 0},
+        discrepancy={},
+        prepare={"items": items, "regions": [TARGET], "noise": 0.03, **settings},
+        concepts=dict.fromkeys(concepts, LEVELS),
+        discover={"explorer": "random", "budget": budget},
+        summarize={"modes": 2, "examples": 2, "clusters": clusters},
+    )
+    measured = {"paired_probes": 400, "bootstrap": 300}
+    restructure = {"method": "planted", "control": control}
+    repair = repair_params(restructure=restructure, re_evaluate=measured, gates=GATES)
     (path / "data" / "tiny" / "inputs").mkdir(parents=True)
-    (path / "params.yaml").write_text(yaml.safe_dump(params))
+    Workspace(path).write_params({"audits": {"tiny": audit}, "repairs": {"tiny": repair}})
     (path / f"{module}.py").write_text((ROOT / "tests" / f"{module}.py").read_text())
     patch.chdir(path)
     patch.syspath_prepend(str(path))
@@ -252,18 +218,14 @@ def audit_dir(tmp_path_factory):
 
 def repaired(regions, *, control=None):
     """Write a repaired model that fails in these regions, run the stage, return its verdict."""
-    for name, kept in (("repaired", regions), ("control", control)):
-        folder = stage_dir("tiny", "restructure") / "models" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if kept is None:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
-        else:
-            (folder / "config.json").write_text(json.dumps({"regions": kept, "noise": 0.03}))
-    trained = ("repaired", "control")[: 1 if control is None else 2]
+    models = stage_dir("tiny", "restructure") / "models"
+    shutil.rmtree(models / "control", ignore_errors=True)
+    wanted = {"repaired": regions} | ({} if control is None else {"control": control})
+    for name, kept in wanted.items():
+        (models / name).mkdir(parents=True, exist_ok=True)
+        (models / name / "config.json").write_text(json.dumps({"regions": kept, "noise": 0.03}))
     audit_folder("tiny").restructure.trainings = Trainings(
-        models=[Training(folder=copy, copy_of=copy, training=0, dose=1.0, steps=1) for copy in trained]
+        models=[Training(folder=copy, copy_of=copy, training=0, dose=1.0, steps=1) for copy in wanted]
     )
     for stage in (re_evaluate, compare, conclude):
         stage.main("tiny")
@@ -273,31 +235,24 @@ def repaired(regions, *, control=None):
 def test_an_improvement_is_named(audit_dir):
     verdict = repaired([], control=[TARGET])
     assert verdict["passed"], verdict["gates"]
-    assert verdict["differences"]["target_failure_rate"]["change"] < -0.8
-    assert verdict["targeting"]["helped"]
-    assert not verdict["failures_moved"]["found"]
-    assert verdict["reduced_failures"]["holds"]
-    assert verdict["shift"]["beyond_noise"]
-    assert verdict["decided_by"] == "policy"
+    assert verdict["differences"]["target_failure_rate"]["change"] < -0.8 and verdict["targeting"]["helped"]
+    assert not verdict["failures_moved"]["found"] and verdict["shift"]["beyond_noise"]
+    assert verdict["reduced_failures"]["holds"] and verdict["decided_by"] == "policy"
     assert verdict["statement"].startswith("Decided by policy, no human.")
     probes = pd.read_parquet(stage_dir("tiny", "re_evaluate") / "probes.parquet")
     assert set(probes["model"]) == {"before", "after", "control"}
     assert probes["item"].str.startswith("test-").all(), "claims rest on test items only"
-    assert len(pd.read_parquet(stage_dir("tiny", "compare") / "landscapes.parquet")) == 369, (
-        "cells with up to three changes"
-    )
+    cells = pd.read_parquet(stage_dir("tiny", "compare") / "landscapes.parquet")
+    assert len(cells) == 369, "with up to three changes"
     shown, names = audit_folder("tiny").re_evaluate.examples, audit_folder("tiny").compare.comparison.space.names
     assert all(one.before != one.after for one in shown["fixed"])
-    assert {one.item for one in shown["unchanged"]} == {
-        one.item for side in ("fixed", "newly_failing") for one in shown[side]
-    }
+    assert {one.item for one in shown["unchanged"]} == {one.item for one in shown["fixed"] + shown["newly_failing"]}
     assert {one.cell for one in shown["unchanged"]} == {(0, 0, 0, 0)}
     at = probes.drop_duplicates(["model", "item", *names]).set_index(["model", "item", *names])["failed"]
     for one in shown["fixed"]:
         assert at[("before", one.item, *one.cell)] and not at[("after", one.item, *one.cell)]
     page = (stage_dir("tiny", "conclude") / "report.html").read_text()
-    assert len(page) > 10_000
-    assert "policy" not in verdict and 'id="policy"' not in page, "random draws learn no policy"
+    assert "policy" not in verdict and 'id="policy"' not in page and len(page) > 10_000, "random draws learn no policy"
 
 
 @pytest.mark.slow
@@ -305,16 +260,12 @@ def test_a_failure_moved_elsewhere_is_named_with_the_same_bytes_each_time(audit_
     verdict = repaired([ELSEWHERE])
     files = [file for stage in STAGES for file in sorted(stage_dir("tiny", stage).iterdir())]
     before = [file.read_bytes() for file in files]
-    assert len(files) == 22
-    assert not verdict["passed"]
+    assert len(files) == 22 and not verdict["passed"] and verdict["targeting"] is None
     failed = {gate["gate"] for gate in verdict["gates"] if not gate["passed"]}
     assert {"newly_failing.max", "other_failure_rate.change_max"} <= failed
-    region = Region.from_json(verdict["failures_moved"]["regions"][0]["region"])
-    cells = planted().concepts.cells()
-    found = region.contains(planted().concepts, cells)
-    true = Region.from_json(ELSEWHERE).contains(planted().concepts, cells)
+    space, moved = planted().concepts, verdict["failures_moved"]["regions"][0]["region"]
+    found, true = (Region.from_json(region).contains(space, space.cells()) for region in (moved, ELSEWHERE))
     assert (found & true).sum() / found.sum() > 0.8
-    assert verdict["targeting"] is None
     repaired([ELSEWHERE])
     assert before == [file.read_bytes() for file in files]
 
@@ -365,8 +316,7 @@ def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
         write_json(path, plan)
     assert "repairs no mode" in verdict["statement"]
     assert "Not judged, because there was nothing to measure: target_failure_rate.change_max" in verdict["statement"]
-    assert verdict["passed"] is not True
-    assert verdict["differences"]["target_failure_rate"]["after"] is None
+    assert verdict["passed"] is not True and verdict["differences"]["target_failure_rate"]["after"] is None
     assert verdict["differences"]["failure_rate"]["change"] == 0.0
     assert verdict["modes"][0]["change"] == 0.0, "accepted modes are watched too"
 
@@ -378,8 +328,7 @@ def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
     fresh = pd.read_parquet(stage_dir("tiny", "summarize") / "fresh.parquet")
     assert fresh["item"].str.startswith("discover-").all()
     measured = fresh[(fresh["mode"] == "M1") & (fresh["role"] == "measure")]
-    assert len(measured) == summary["modes"][0]["probes"] > 50
-    assert summary["items"] == 20
+    assert len(measured) == summary["modes"][0]["probes"] > 50 and summary["items"] == 20
     [by_label] = summary["slices"]["attributes"]
     assert {one["value"]: one["items"] for one in by_label["values"]} == {"0": 7, "1": 7, "2": 6}
     probes = pd.read_parquet(stage_dir("tiny", "discover") / "probes.parquet")

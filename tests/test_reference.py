@@ -60,12 +60,16 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(home):
+    return loaded(home)
+
+
+def loaded(home):
     return ImageClassification.load(context(home / "inputs"), home / "prepare")
 
 
 def without_reference(home):
     """The same model and items, judged without a reference."""
-    task = ImageClassification.load(context(home / "inputs"), home / "prepare")
+    task = loaded(home)
     task._seen = None
     return task
 
@@ -80,8 +84,7 @@ def test_what_nobody_can_read_is_invalid_and_no_failure(home, task):
     assert plain.valid is None and plain.failed.mean() > 0.5
     # The reference always answers the same on black pictures: right for one class of three, but that is not reading.
     assert len(set(task.reference.answers(torch.zeros(9, 1, SIDE, SIDE)))) == 1
-    assert np.array_equal(judged.valid, ~plain.failed)
-    assert not judged.failed.any()
+    assert np.array_equal(judged.valid, ~plain.failed) and not judged.failed.any()
     assert np.array_equal(judged.discrepancy[judged.valid], plain.discrepancy[judged.valid])
     assert judged.outputs == plain.outputs
 
@@ -117,9 +120,8 @@ def test_a_bad_reference_is_told_before_anything_runs(home, reference, message):
 
 def test_a_picture_the_reference_never_could_read_stays_a_failure(home):
     """If it fails on the unchanged picture, its answer on the changed one shows nothing about the change."""
-    task = ImageClassification.load(context(home / "inputs"), home / "prepare")
-    task._readable = np.zeros(len(task.items.table), dtype=bool)
-    task.reference = None  # it is not even used
+    task = loaded(home)
+    task._readable, task.reference = np.zeros(len(task.items.table), dtype=bool), None  # it is not even used
     plain, judged = at(without_reference(home), BLACK), at(task, BLACK)
     assert judged.valid.all() and np.array_equal(judged.failed, plain.failed)
 
@@ -150,7 +152,7 @@ def test_people_are_told(home, task):
 
 def test_a_reference_that_reads_changed_pictures_no_better_is_called_that(home):
     """However well it reads unchanged ones: here it is the model under test itself."""
-    task = ImageClassification.load(context(home / "inputs"), home / "prepare")
+    task = loaded(home)
     task.reference = Reference(task.model, CLASSES, CLASSES, task.context.compute)
     assert "no better than the model under test" in task.notes()[0]
     dim = at(task, DIM)
@@ -159,16 +161,13 @@ def test_a_reference_that_reads_changed_pictures_no_better_is_called_that(home):
 
 def test_the_same_reference_is_loaded_again_without_the_data(home, tmp_path):
     (tmp_path / "strong.safetensors").symlink_to(home / "inputs" / "strong.safetensors")
-    task = ImageClassification.load(context(tmp_path), home / "prepare")
-    assert task.reference.form == ImageClassification.load(context(home / "inputs"), home / "prepare").reference.form
-    assert task.reference.form.shape == (1, SIDE, SIDE)
+    form = ImageClassification.load(context(tmp_path), home / "prepare").reference.form
+    assert form == loaded(home).reference.form and form.shape == (1, SIDE, SIDE)
 
 
 def test_a_reference_in_another_size_colour_and_order(home, task):
     """Classes are matched by name; those that the model under test lacks are not answers."""
-    form = task.model.form
-    strong = task.reference._backend.model
-    order = [2, 0, 1]
+    form, strong, order = task.model.form, task.reference._backend.model, [2, 0, 1]
 
     class Wide(torch.nn.Module):
         def forward(self, pixels):

@@ -65,8 +65,7 @@ def rewrite(folder: Path, name: str, change: Callable[[Any], None]) -> None:
 
 def stated(bundle: Path) -> dict[str, Any]:
     """The last statement beside a bundle."""
-    line = json.loads(beside(bundle).read_bytes().splitlines()[-1])
-    return json.loads(base64.b64decode(line["payload"]))
+    return json.loads(base64.b64decode(json.loads(beside(bundle).read_bytes().splitlines()[-1])["payload"]))
 
 
 def test_an_audit_that_runs_again_gives_the_same_numbers_and_a_signed_statement(workspace, bundle, stages):
@@ -98,8 +97,7 @@ def test_a_killed_run_resumes_and_a_finished_one_starts_again(workspace, bundle,
         run(kind, *rest)
 
     monkeypatch.setattr(flows.evidence.reproduce, "_run", killed)
-    assert faded(workspace, "reproduce", bundle)[0] == 3
-    assert not beside(bundle).exists()
+    assert faded(workspace, "reproduce", bundle)[0] == 3 and not beside(bundle).exists()
     monkeypatch.setattr(flows.evidence.reproduce, "_run", run)
     assert faded(workspace, "reproduce", bundle)[0] == 0
     assert stages == ["prepare", "discover", "summarize", "report"]
@@ -148,33 +146,25 @@ def changed(workspace, tmp_path):
 
 def test_other_inputs_or_code_are_refused_before_anything_runs(changed, bundle, result):
     result(lambda kind, folder: pytest.fail("nothing may run"))
-    [file, *_] = files_below(changed.path / "data/other/inputs")
-    data = file.read_bytes()
-    file.unlink()
-    code, told = faded(changed, "reproduce", bundle)
-    assert code == 2 and f"data/other/inputs/{file.name} is missing" in told
-    file.write_bytes(data + b" ")
-    code, told = faded(changed, "reproduce", bundle)
-    assert code == 2 and f"data/other/inputs/{file.name} is not what" in told
-    file.write_bytes(data)
-    (more := file.with_name("more.txt")).write_text("")
-    code, told = faded(changed, "reproduce", bundle)
-    assert code == 2 and "data/other/inputs/more.txt is not one of" in told
-    more.unlink()
-    code_file = changed.path / "planted.py"
-    code_file.write_text(code_file.read_text() + "\n\nPlantedTask.other = 1\n")
-    code, told = faded(changed, "reproduce", bundle)
-    assert code == 2 and "the code of prepare, discover" in told and "revision" in told
-    assert not beside(bundle).exists()
+    [file, *_], code_file = files_below(changed.path / "data/other/inputs"), changed.path / "planted.py"
+    data, more = file.read_bytes(), file.with_name("more.txt")
+    other = code_file.read_text() + "\n\nPlantedTask.other = 1\n"
+    for change, said in (
+        (file.unlink, f"data/other/inputs/{file.name} is missing"),
+        (lambda: file.write_bytes(data + b" "), f"data/other/inputs/{file.name} is not what"),
+        (lambda: (file.write_bytes(data), more.touch()), "data/other/inputs/more.txt is not one of"),
+        (lambda: (more.unlink(), code_file.write_text(other)), "the code of prepare, discover"),
+    ):
+        change()
+        code, told = faded(changed, "reproduce", bundle)
+        assert code == 2 and said in told
+    assert "revision" in told and not beside(bundle).exists()
 
 
 def test_a_bundle_that_does_not_hold_is_refused(workspace, bundle, tmp_path):
-    members = dict(read_bundle(bundle).members)
-    name = "data/other/report/verdict.json"
-    forged = resealed(
-        tmp_path / "forged.zip", {**members, name: edited(members[name], lambda it: it.update(passed=False))}
-    )
-    code, told = faded(workspace, "reproduce", forged)
+    members, name = dict(read_bundle(bundle).members), "data/other/report/verdict.json"
+    members[name] = edited(members[name], lambda it: it.update(passed=False))
+    code, told = faded(workspace, "reproduce", resealed(tmp_path / "forged.zip", members))
     assert code == 2 and "does not hold" in told
 
 
@@ -187,13 +177,8 @@ def test_statements_that_are_forged_or_about_another_bundle_are_reported(workspa
     for changed in ({"signatures": [{**line["signatures"][0], "sig": "00" * 64}]}, {"payloadType": "x"}):
         path.write_text(json.dumps(line | changed) + "\n")
         assert faded(workspace, "verify", bundle)[0] == 1, changed
-    others = [
-        b"",
-        b"[" * 9999,
-        b'{"payload": "e30="}',
-        json.dumps(line | {"signatures": [{"keyid": "", "sig": ""}]}).encode(),
-    ]
-    path.write_bytes(b"\n".join([*others, whole]))
+    empty = json.dumps(line | {"signatures": [{"keyid": "", "sig": ""}]}).encode()
+    path.write_bytes(b"\n".join([b"", b"[" * 9999, b'{"payload": "e30="}', empty, whole]))
     code, told = faded(workspace, "verify", bundle)
     assert code == 0 and "statement 1" in told and "statement 2" not in told
     for change in (
@@ -222,9 +207,6 @@ def test_all_stages_run_again_as_processes_of_their_own(workspace, tmp_path):
     assert found["equal"] == found["judged"] > 50
     assert "conclude" in found["stages"] and "collect_feedback" not in found["stages"]  # people's plan is in the bundle
     assert {Path(name).name for name in found["other_files"]} <= {"report.html"}
-
-
-# Numbers
 
 
 def rate(value: float, half: float = 0.05, **more: Any) -> dict[str, Any]:
@@ -259,13 +241,8 @@ def test_a_verdict_or_a_failure_mode_that_only_one_result_has_is_no_noise():
 
 def test_a_distance_may_move_by_the_measured_noise_floor_and_a_count_is_not_judged():
     def result(value: float) -> dict[str, Any]:
-        return {
-            "shift": {
-                "normalised": value,
-                "noise_floor": {"splits": 5, "normalised": {"mean": 0.05, "max": 0.1}},
-                "n": value,
-            }
-        }
+        floor = {"splits": 5, "normalised": {"mean": 0.05, "max": 0.1}}
+        return {"shift": {"normalised": value, "noise_floor": floor, "n": value}}
 
     near, far = (compare_results(result(0.5), result(value)) for value in (0.6, 0.7))
     assert near.judged == 1 and not near.beyond and near.rest == 1

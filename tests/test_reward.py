@@ -7,9 +7,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.explorers.env import Reward, RewardConfig
 from stages.explorers.prober import Answers
 
-SPACE = ConceptSpace(
-    (Concept("a", (0, 1, 2, 3, 4)), Concept("b", ("x", "y", "z"), ordered=False)),
-)
+SPACE = ConceptSpace((Concept("a", (0, 1, 2, 3, 4)), Concept("b", ("x", "y", "z"), ordered=False)))
 NOTHING = {"novelty": 0.0, "region": 0.0, "coverage": 0.0}
 
 
@@ -36,7 +34,6 @@ def test_a_probe_asked_before_earns_no_more_than_the_clearest_new_pass() -> None
 
 
 def test_novelty_diminishes_with_the_failures_of_its_cell() -> None:
-    reward = make(novelty=0.5)
-    paid = pay(reward, [0, 1, 2, 3, 4], [[0, 0], [0, 0], [0, 0], [0, 0], [1, 0]], [0.1, -0.1, 0.1, 0.1, 0.1])
-    bonus = np.array(paid) - [0.1, -0.1, 0.1, 0.1, 0.1]
+    margins = [0.1, -0.1, 0.1, 0.1, 0.1]
+    bonus = np.subtract(pay(make(novelty=0.5), [*range(5)], [*[[0, 0]] * 4, [1, 0]], margins), margins)
     np.testing.assert_allclose(bonus, [0.5, 0.0, 0.5 / np.sqrt(2), 0.5 / np.sqrt(3), 0.5], atol=1e-6)

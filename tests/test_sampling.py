@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.core.environment import torch_threads
 from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
@@ -37,10 +38,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 def painter(home, kind="sd", sampling=QUICK, batch_size=PICTURES):
@@ -63,9 +62,6 @@ def bare(pipeline, prompts, seeds, guidance=3.0, **options):
     return np.rint(pipeline(list(prompts), generator=generators, **asked, **options).images * 255).astype(np.uint8)
 
 
-# Pictures
-
-
 @pytest.mark.parametrize(("kind", "guidance"), [("sd", 3.0), ("sdxl", 1.0), ("sdxl", 3.0)])
 def test_pictures_are_those_of_the_bare_pipeline(home, kind, guidance):
     artist = painter(home, kind)
@@ -85,10 +81,8 @@ def test_prompt_seed_and_guidance_each_change_the_picture(home):
 def test_a_picture_is_the_same_to_the_bit_in_any_company(home, kind, guidance, monkeypatch):
     """Unrounded values are compared as well, as equal pixels could hide different sums."""
     artist, seen = painter(home, kind), []
-    decode = artist.pipeline.vae.decode
-    monkeypatch.setattr(
-        artist.pipeline.vae, "decode", lambda latents, **o: (seen.append(latents.clone()), decode(latents, **o))[1]
-    )
+    vae, decode = artist.pipeline.vae, artist.pipeline.vae.decode
+    monkeypatch.setattr(vae, "decode", lambda latents, **o: seen.append(latents.clone()) or decode(latents, **o))
     together = pixels(artist.draw(PROMPTS, SEEDS, guidance))
     for start, stop in ((0, 1), (5, 12), (1, 18)):
         some = pixels(artist.draw(PROMPTS[start:stop], SEEDS[start:stop], guidance))
@@ -105,45 +99,32 @@ def test_the_size_of_the_batch_shifts_pixels_by_one_at_most(home):
 
 def test_noise_that_no_seed_controls_is_refused(home, monkeypatch):
     artist = painter(home)
-    step = artist.pipeline.scheduler.step
-    monkeypatch.setattr(
-        artist.pipeline.scheduler, "step", lambda noise, *a, **k: step(noise + torch.randn(noise.shape), *a, **k)
-    )
+    scheduler, step = artist.pipeline.scheduler, artist.pipeline.scheduler.step
+    monkeypatch.setattr(scheduler, "step", lambda noise, *a, **k: step(noise + torch.randn(noise.shape), *a, **k))
     with pytest.raises(UsageError, match="DDIMScheduler draws noise of its own"):
         artist.draw(PROMPTS[:1], [0])
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_the_negative_prompt_counts_with_guidance_and_only_then(home, kind):
-    plain, told = (
-        painter(home, kind),
-        painter(home, kind, QUICK.model_copy(update={"negative_prompt": "a blue square"})),
-    )
+    negative = QUICK.model_copy(update={"negative_prompt": "a blue square"})
+    plain, told = painter(home, kind), painter(home, kind, negative)
     guided = pixels(told.draw(PROMPTS[:2], SEEDS[:2]))
     assert off(guided, pixels(plain.draw(PROMPTS[:2], SEEDS[:2]))) > 5
     assert off(guided, bare(told.pipeline, PROMPTS[:2], SEEDS[:2], negative_prompt=["a blue square"] * 2)) <= 1
     assert np.array_equal(pixels(told.draw(PROMPTS[:2], SEEDS[:2], 1)), pixels(plain.draw(PROMPTS[:2], SEEDS[:2], 1)))
 
 
-# Broken pictures
-
-
 def test_faults_of_pictures_are_told_apart(home, monkeypatch):
     artist = painter(home, batch_size=5)
     images = torch.full((5, 3, SIDE, SIDE), 0.5)
-    images[1] = 0.02
-    images[2, 0, 3, 3] = float("nan")
-    images[3] = 0.0
-    images[4] = 0.02
-    images[4, :, 0, 0] = 0.9
+    images[1], images[3], images[4] = 0.02, 0.0, 0.02
+    images[2, 0, 3, 3], images[4, :, 0, 0] = float("nan"), 0.9
     out = SimpleNamespace(images=images, nsfw_content_detected=[False, False, False, True, False])
     monkeypatch.setattr(type(artist.pipeline), "__call__", lambda self, **_: out)
     drawn = artist.draw(PROMPTS[:5], SEEDS[:5])
     assert [d.fault for d in drawn] == ["", "black", "not a number", "blanked by the safety checker", ""]
     assert drawn[2].pixels.max() == 0 and drawn[0].pixels.min() == 128
-
-
-# Texts
 
 
 def test_a_prompt_beyond_the_token_limit_is_told_with_what_is_lost(home):

@@ -29,12 +29,11 @@ class Labelled(LoadedTask):
     catalogue: Mapping[str, Any] = {name: SimpleNamespace(low=0, high=100) for name in ("tilt", "haze")}
 
     def __init__(self, levels: Mapping[str, Sequence[Any]], items: int = 200) -> None:
-        self.concepts = ConceptSpace(
-            tuple(
-                Concept(name, tuple(values), neutral=values[0], ordered=not isinstance(values[0], str))
-                for name, values in levels.items()
-            )
-        )
+        concepts = [
+            Concept(name, tuple(values), neutral=values[0], ordered=not isinstance(values[0], str))
+            for name, values in levels.items()
+        ]
+        self.concepts = ConceptSpace(tuple(concepts))
         numbers = range(items)
         table = {"id": [f"item-{i:03d}" for i in numbers], "label": [KINDS[i % len(KINDS)] for i in numbers]}
         self.items = Items(pd.DataFrame({**table, "split": "discover"}))
@@ -72,23 +71,20 @@ class Planted(Labelled):
 class Weighted(Labelled):
     """The discrepancy of an item plus the sum of what each level adds, by weight of its value or by its name.
 
-    With `noise` it also varies with item and cell, which a concept without weight then redraws.
+    By the noise it also varies with item and cell, which a concept without weight then redraws.
     """
 
-    def __init__(
-        self, levels: Mapping[str, Sequence[Any]], weights: Mapping[str, float], *, noise: float = 0.0, seed: int = 0
-    ) -> None:
+    def __init__(self, levels: Mapping[str, Sequence[Any]], weights: Mapping[str, float], noise: float) -> None:
         super().__init__(levels)
-        self.weights, self.noise, self.seed = weights, noise, seed
+        self.weights, self.noise = weights, noise
 
     def discrepancy(self, number: int, levels: dict[str, Any]) -> float:
-        added = sum(
-            self.weights.get(f"{name}={level}", 0.0) if isinstance(level, str) else self.weights.get(name, 0.0) * level
-            for name, level in levels.items()
-        )
-        cell = [self.concepts.concepts[j].levels.index(level) for j, level in enumerate(levels.values())]
-        chance = np.random.default_rng([self.seed, number, *cell]).normal() if self.noise else 0.0
-        return float(0.2 * np.sin(1.7 * number) + added + self.noise * chance)
+        cell = [c.levels.index(level) for c, level in zip(self.concepts.concepts, levels.values(), strict=True)]
+        added = self.noise * np.random.default_rng([0, number, *cell]).normal()
+        for name, level in levels.items():
+            key, times = (f"{name}={level}", 1) if isinstance(level, str) else (name, level)
+            added += self.weights.get(key, 0.0) * times
+        return float(0.2 * np.sin(1.7 * number) + added)
 
 
 def swept(budget: int = 1000, levels: Mapping[str, Sequence[Any]] = LEVELS, **how: Any) -> tuple[Sweep, list[Planted]]:
@@ -116,8 +112,7 @@ def test_the_kind_of_items_that_fails_is_named_with_its_concept_and_no_other():
     # Nothing but one concept was changed, and each kind of items was probed at the strongest level.
     changed = [sum(a != b[0] for a, b in zip(cell, LEVELS.values(), strict=True)) for _, cell in task.asked]
     assert set(changed) == {0, 1}
-    at_end = {KINDS[int(item[-3:]) % 10] for item, cell in task.asked if cell[0] == 40}
-    assert at_end == set(KINDS)
+    assert {KINDS[int(item[-3:]) % 10] for item, cell in task.asked if cell[0] == 40} == set(KINDS)
     strongest, weaker = tilt.rates[-1].n, [rate.n for rate in tilt.rates[1:-1]]
     assert all(1.5 < strongest / n < 2.5 for n in weaker)
 
@@ -125,8 +120,7 @@ def test_the_kind_of_items_that_fails_is_named_with_its_concept_and_no_other():
 def test_a_range_in_which_nearly_everything_fails_gets_finer_levels_near_the_neutral_one():
     found, _ = swept(breaks=4)
     tilt = found.concepts[0]
-    assert tilt.finer and tilt.levels == (0, 2, 5, 8, 10)
-    assert [rate.value for rate in tilt.rates] == [0, 0, 1, 1, 1]
+    assert tilt.finer and tilt.levels == (0, 2, 5, 8, 10) and [rate.value for rate in tilt.rates] == [0, 0, 1, 1, 1]
     assert not any(concept.finer for concept in found.concepts[1:]) and found.probes <= 1000
 
 
@@ -141,7 +135,7 @@ def test_it_keeps_to_its_budget_and_refuses_one_that_is_too_small():
 def test_an_effect_is_told_with_its_size_and_none_where_there_is_none() -> None:
     levels = {"tilt": [0, 10, 20], "light": ["day", "dusk", "night"], "idle": [-1, 0, 1]}
     weights = {"tilt": 0.014, "light=dusk": -0.1, "light=night": 0.6}
-    found = sweep(lambda levels: Weighted(levels, weights, noise=0.05), levels, 800, seed=1)
+    found = sweep(lambda levels: Weighted(levels, weights, 0.05), levels, 800, seed=1)
     tilt, light, idle = found.concepts
     assert [concept.verdict for concept in found.concepts] == ["effect", "effect", "no larger effect"]
     assert (tilt.harmful, light.harmful, idle.harmful) == ([10, 20], ["night"], [])
@@ -149,7 +143,7 @@ def test_an_effect_is_told_with_its_size_and_none_where_there_is_none() -> None:
         for change, true in zip(concept.changes, truth, strict=True):
             assert change.n == 0 or change.low <= true <= change.high
     assert light.changes[1].high < 0
-    few = sweep(lambda levels: Weighted(levels, {}, noise=0.3), levels, 40, seed=1)
+    few = sweep(lambda levels: Weighted(levels, {}, 0.3), levels, 40, seed=1)
     assert {concept.verdict for concept in few.concepts} == {"not known"}
 
 
@@ -173,11 +167,7 @@ def test_a_killed_sweep_goes_on_from_its_ledgers_and_ends_alike(tmp_path) -> Non
     with pytest.raises(KeyboardInterrupt):
         again(ledger=ledger, tell=killed)
     resumed = again(ledger=ledger)
-    assert sum(len(task.asked) for task in tasks) == resumed.probes <= 600
-    assert resumed == again()
-
-
-# The command
+    assert sum(len(task.asked) for task in tasks) == resumed.probes <= 600 and resumed == again()
 
 
 @pytest.fixture(scope="module")

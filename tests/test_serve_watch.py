@@ -12,6 +12,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.states import Cancelling, Completed, Crashed, Late, Pending, Running, Scheduled, Suspended
 from rich.console import Console
 
 import flows.people.waiting
@@ -43,8 +46,6 @@ class Pool:
     """A separate work pool on the shared server, with the deployment of an audit in it."""
 
     def __init__(self, client: Any, name: str) -> None:
-        from prefect.client.schemas.actions import WorkPoolCreate
-
         self.client, self.name = client, name
         client.create_work_pool(WorkPoolCreate(name=name, type="process"))
         flow = client.create_flow_from_name("audit")
@@ -73,8 +74,6 @@ def pool(toys, prefect_server, request, monkeypatch) -> Iterator[Pool]:
 
 
 def test_runs_whose_worker_is_gone_go_on(pool):
-    from prefect.states import Cancelling, Completed, Running, Suspended
-
     cut_off, cancelled = pool.run(Running()), pool.run(Running(), Cancelling())
     others = {pool.run(Running(), Suspended()): "Suspended", pool.run(Running(), Completed()): "Completed"}
     others[pool.run()] = "Scheduled"
@@ -93,8 +92,6 @@ def beat(client: Any, run: UUID, when: datetime) -> None:
 
 
 def test_a_clock_that_jumps_makes_no_run_dead(pool, prefect_server):
-    from prefect.states import Running
-
     run = pool.run(Running(timestamp=datetime.now(UTC) - timedelta(days=1)))
     beat(pool.client, run, datetime.now(UTC) - timedelta(days=1))
     with talking_to(prefect_server):
@@ -106,8 +103,6 @@ def test_a_clock_that_jumps_makes_no_run_dead(pool, prefect_server):
 
 @pytest.mark.slow
 def test_no_suspended_run_is_taken_for_dead_though_its_heartbeats_come_late(pool, prefect_server):
-    from prefect.states import Pending, Running, Suspended
-
     began = datetime.now(UTC)
     dead, alive = pool.run(Running()), pool.run(Running())
     runs = [pool.run(Running()) for _ in range(12)]
@@ -137,9 +132,6 @@ def test_no_suspended_run_is_taken_for_dead_though_its_heartbeats_come_late(pool
 
 @pytest.mark.slow
 def test_runs_of_a_schedule_are_named_late_ones_skipped_and_none_left_when_it_is_off(toys, monkeypatch):
-    from prefect.client.schemas.actions import DeploymentUpdate
-    from prefect.client.schemas.schedules import IntervalSchedule
-
     monkeypatch.chdir(toys.path)
     with long_lived_server(free_port()) as server, client_of(server.api) as client:
         pool = Pool(client, "short")
@@ -149,8 +141,7 @@ def test_runs_of_a_schedule_are_named_late_ones_skipped_and_none_left_when_it_is
 
         def scheduled() -> list[Any]:
             runs = client.read_flow_runs(**of_pool(pool.name), **in_state(type=["SCHEDULED"]))
-            made = [run for run in runs if run.auto_scheduled]
-            return sorted(made, key=lambda run: run.expected_start_time)
+            return sorted([run for run in runs if run.auto_scheduled], key=lambda run: run.expected_start_time)
 
         def several_late() -> bool:
             return len([run for run in scheduled() if run.expected_start_time < datetime.now(UTC)]) > 2
@@ -188,8 +179,6 @@ def one_look(monkeypatch, pool: str) -> str:
 @pytest.fixture
 def suspended(pool, prefect_server, monkeypatch) -> UUID:
     """A flow run that waits for a decision on the landscape of "tiny"."""
-    from prefect.states import Running, Suspended
-
     show()
     open_request(params := with_feedback(timeout_hours=2), "tiny")
     key = flows.people.waiting.pause_key("tiny", landscape_hash("tiny"), 1)
@@ -199,8 +188,7 @@ def suspended(pool, prefect_server, monkeypatch) -> UUID:
 
 
 def test_a_run_is_woken_whose_decision_came_while_nobody_could_be_told(pool, suspended, monkeypatch):
-    assert "resumes" not in one_look(monkeypatch, pool.name)
-    assert pool.state(suspended) == "Suspended"
+    assert "resumes" not in one_look(monkeypatch, pool.name) and pool.state(suspended) == "Suspended"
     record_decision(load_params(), "tiny", made("Ada"), "page")  # as after `git pull`, or while no server ran
     assert "the suspended flow run" in (said := one_look(monkeypatch, pool.name)) and "resumes" in said
     assert pool.client.read_flow_run(suspended).state.is_scheduled()
@@ -219,8 +207,6 @@ def test_nobody_deciding_in_time_is_recorded_while_it_runs(pool, suspended, monk
 
 
 def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool, prefect_server, monkeypatch):
-    from prefect.states import Crashed, Late, Running, Scheduled
-
     def due(**ago: float) -> UUID:
         when = datetime.now(UTC) - timedelta(**ago)
         run = pool.client.create_flow_run_from_deployment(pool.deployment, state=Scheduled(scheduled_time=when)).id
@@ -240,13 +226,10 @@ def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool,
     assert [line for line in troubles(pool.name, datetime.now(UTC)) if "crashed" in line] == []  # old news
     assert one_look(monkeypatch, pool.name).strip() == f"the audit of tiny (flow run {run_name(overdue)}){waits}"
     [row] = overview(load_params(), [entry], prefect_server)
-    assert row.last.endswith(" crashed")
-    assert row.waits.startswith("a worker or its turn, since ")
+    assert row.last.endswith(" crashed") and row.waits.startswith("a worker or its turn, since ")
 
 
 def test_a_run_that_keeps_dying_is_given_up_but_not_one_that_starts_often(pool):
-    from prefect.states import Running, Suspended
-
     # It waited for people several times, and `faded serve` was stopped with Ctrl-C.
     patient = pool.run(*[Running(), Suspended()] * 6)
     for _ in range(6):

@@ -44,27 +44,35 @@ def as_it_was(tree: Path) -> tuple[Code, dict[str, str]]:
     return code, digests(code)
 
 
-def changed(tree: Path, path: str, text: str) -> set[str]:
-    """The stages that become stale if a file has another text."""
-    (code, before), file = as_it_was(tree), tree / path
+def changed(tree: Path, texts: dict[str, str]) -> set[str]:
+    """The stages that become stale if files have other texts."""
+    (code, before), files = as_it_was(tree), {tree / path: text for path, text in texts.items()}
     modules = code._source._modules  # reuses the other modules as read
-    read = {name: module for name, module in modules.items() if module is not None and module.path == file}
-    old = file.read_text(encoding="utf-8")
-    file.write_text(text, encoding="utf-8")
-    for name in read:
-        del modules[name]
+    read = {name: module for name, module in modules.items() if module is not None and module.path in files}
+    old = {file: file.read_text(encoding="utf-8") for file in files}
     try:
+        for file, text in files.items():
+            file.write_text(text, encoding="utf-8")
+        for name in read:
+            del modules[name]
         after = digests(code)
     finally:
-        file.write_text(old, encoding="utf-8")
+        for file, text in old.items():
+            file.write_text(text, encoding="utf-8")
         modules.update(read)
     return {stage for stage in before if before[stage] != after[stage]}
+
+
+def spoilt(tree: Path, *paths: str) -> set[str]:
+    """The stages that become stale if functions of these files return something else."""
+    texts = {path: (tree / path).read_text(encoding="utf-8") for path in paths}
+    return changed(tree, {path: text.replace("return ", "return 1 and ") + "\n" for path, text in texts.items()})
 
 
 def edited(tree: Path, path: str, old: str, new: str) -> set[str]:
     text = (tree / path).read_text(encoding="utf-8")
     assert old in text, f"{path} has no {old!r} any more"
-    return changed(tree, path, text.replace(old, new))
+    return changed(tree, {path: text.replace(old, new)})
 
 
 def audits_of(stages: set[str]) -> set[str]:
@@ -119,12 +127,10 @@ def test_code_that_moves_to_another_module_makes_nothing_stale(tree: Path) -> No
             file.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "name", ["core/errors", "core/progress", "command", "params/network", "provenance", "params/strict"]
-)
-def test_what_only_reports_or_guards_makes_nothing_stale(tree: Path, name: str) -> None:
-    text = (tree / "stages" / f"{name}.py").read_text()
-    assert changed(tree, f"stages/{name}.py", text.replace("return ", "return 1 and ")) == set()
+def test_what_only_reports_guards_or_serves_commands_and_an_explorer_of_others_make_nothing_stale(tree: Path) -> None:
+    guards = ("core/errors", "core/progress", "command", "params/network", "provenance", "params/strict")
+    others = ("explorers/rivals", "screening/sweep", "usage/estimate")
+    assert spoilt(tree, *(f"stages/{name}.py" for name in (*guards, *others))) == set()
 
 
 def test_an_explorer_makes_stale_what_searches_with_it(tree: Path) -> None:
@@ -146,9 +152,7 @@ def test_a_concept_makes_stale_what_has_it(tree: Path) -> None:
 
 def test_a_task_makes_stale_its_own_audits_and_a_repair_no_search(tree: Path) -> None:
     for folder, audit in (("classification", "mnist"), ("summarization", "news"), ("text_to_image", "images")):
-        path = f"stages/tasks/{folder}/repair.py"
-        text = (tree / path).read_text()
-        stale = changed(tree, path, text.replace("return ", "return 1 and "))
+        stale = spoilt(tree, f"stages/tasks/{folder}/repair.py")
         assert audits_of(stale) == {audit} and "restructure" in kinds_of(stale), (folder, stale)
         assert not {"explore", "discover", "summarize", "collect_feedback"} & kinds_of(stale), stale
 
@@ -156,10 +160,9 @@ def test_a_task_makes_stale_its_own_audits_and_a_repair_no_search(tree: Path) ->
 def test_of_a_users_module_everything_counts(tree: Path) -> None:
     task = (tree / "planted.py").read_text()
     (tree / "helper.py").write_text("X = 1\n")
-    stale = changed(tree, "planted.py", "import helper\n" + task)
+    stale = changed(tree, {"planted.py": "import helper\n" + task})
     assert audits_of(stale) == {"ppo"} and "collect_feedback@ppo" not in stale
-    mine = SourceTree(tree / "stages", tree)
-    found, _ = mine.reached([("planted", "PlantedTask")], (), {})
+    found, _ = SourceTree(tree / "stages", tree).reached([("planted", "PlantedTask")], (), {})
     assert "*" not in found["planted.py"] and "helper.py" not in found
     (tree / "planted.py").write_text("import helper\n" + task)
     found, _ = SourceTree(tree / "stages", tree).reached([("planted", "PlantedTask")], (), {})
@@ -167,10 +170,7 @@ def test_of_a_users_module_everything_counts(tree: Path) -> None:
     (tree / "planted.py").write_text(task)
 
 
-def test_no_explorer_of_others_and_nothing_that_only_commands_use_makes_anything_stale(tree: Path) -> None:
-    for path in ("explorers/rivals", "screening/sweep", "usage/estimate"):
-        text = (tree / "stages" / f"{path}.py").read_text()
-        assert changed(tree, f"stages/{path}.py", text.replace("return ", "return 1 and ")) == set(), path
+def test_the_module_of_a_stage_makes_that_stage_alone_stale(tree: Path) -> None:
     for kind in KINDS:
         assert kinds_of(edited(tree, f"stages/{kind}.py", "def main(", "@id\ndef main(")) == {kind}
 
@@ -265,10 +265,8 @@ def _checks(path: str) -> set[str]:
 
 
 def test_a_page_or_an_estimate_makes_no_search_stale(tree: Path) -> None:
-    for path in ("stages/pages/page.py", "stages/pages/templates/report.css", "stages/landscape/modes.py"):
-        text = (tree / path).read_text()
-        stale = kinds_of(changed(tree, path, text.replace("return ", "return 1 and ") + "\n"))
-        assert not {"prepare", "explore", "discover"} & stale, (path, stale)
+    stale = spoilt(tree, "stages/pages/page.py", "stages/pages/templates/report.css", "stages/landscape/modes.py")
+    assert not {"prepare", "explore", "discover"} & kinds_of(stale), stale
 
 
 def test_modules_of_the_same_text_lead_each_to_its_own(tmp_path: Path) -> None:

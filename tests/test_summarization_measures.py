@@ -58,15 +58,10 @@ def test_a_damaged_encoder_is_told(tmp_path, damage):
     assert "\n" not in str(told.value)
 
 
-# People's judgement
-
-
 def test_faithfulness_ranks_summaries_as_a_person_would(minilm):
     vague = "A government has said something about a president."
     scores = [minilm.cosine(summary, ARTICLE) for summary in (GOOD, vague, OTHER, "")]
-    assert scores == sorted(scores, reverse=True)
-    assert scores[0] > scores[1] + 0.1 > scores[2] + 0.2
-    assert scores[3] == 0
+    assert scores[0] > scores[1] + 0.1 > scores[2] + 0.2 and scores[2] >= scores[3] == 0
 
 
 @pytest.mark.parametrize(
@@ -85,15 +80,11 @@ def test_what_nobody_could_use(summary, reason):
     assert degenerate(summary) == reason
 
 
-# Numbers
-
-
 def test_an_embedding_depends_on_its_text_alone(tiny):
     texts = [ARTICLE, GOOD, OTHER, ""]
     together = tiny(texts)
-    assert together.shape == (4, 32)
+    assert together.shape == (4, 32) and not together[3].any()
     assert np.linalg.norm(together[:3], axis=1) == pytest.approx(1, abs=1e-6)
-    assert not together[3].any()
     tiny._known.clear()
     assert all(np.array_equal(tiny([text])[0], vector) for text, vector in zip(texts, together, strict=True))
 
@@ -108,12 +99,8 @@ def test_an_embedding_depends_on_its_text_alone(tiny):
 def test_bad_embedders(tmp_path, block, message):
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "config.json").write_text("{}")
-    errors = source_errors(block, EMBEDDER_LOADERS, "prepare.embedder", tmp_path)
-    assert len(errors) == 1
-    assert message in errors[0]
-
-
-# Calibration
+    [error] = source_errors(block, EMBEDDER_LOADERS, "prepare.embedder", tmp_path)
+    assert message in error
 
 
 def test_the_threshold_keeps_its_promise_on_new_articles():
@@ -136,19 +123,18 @@ FARMERS = (
 )
 
 
-@pytest.mark.parametrize(
-    "summary",
-    [
-        FARMERS,
-        FARMERS.lower(),
+def of_a_name(said):
+    return Claim("relation of a name", said)
+
+
+def test_what_the_article_supports():
+    for summary in (
+        *(FARMERS, FARMERS.lower(), ""),
         "The farmers escaped Zimbabwe's police.",  # another form of a word,
         "Farmers escaped Zimbabwaen police.",  # a typing error,
-        "Six men were arrested by police in Harare.",  # the agent follows the verb,
-        "",
-    ],
-)
-def test_what_the_article_supports(summary):
-    assert unsupported(summary, FARMERS) <= CHANCE["relation"]
+        "Six men were arrested by police in Harare.",  # the agent follows the verb
+    ):
+        assert unsupported(summary, FARMERS) <= CHANCE["relation"], summary
 
 
 @pytest.mark.parametrize(
@@ -160,24 +146,16 @@ def test_what_the_article_supports(summary):
         ("Police never arrested six men.", [Claim("negation", "not arrested")]),
         (
             "Robert Mugabe wants the United States removed.",
-            [Claim("relation of a name", "Mugabe ... wants"), Claim("relation of a name", "wants ... United")],
+            [of_a_name("Mugabe ... wants"), of_a_name("wants ... United")],
         ),
-        (
-            "Men arrested six police.",
-            [Claim("relation", "Men ... arrested"), Claim("relation of a name", "six ... police")],
-        ),
+        ("Men arrested six police.", [Claim("relation", "Men ... arrested"), of_a_name("six ... police")]),
     ],
 )
 def test_what_it_does_not(summary, claims):
     found = unsupported_claims(summary, FARMERS)
     assert set(claims) <= set(found)
-    chance = 1.0
-    for claim in found:
-        chance *= 1 - CHANCE[claim.kind]
+    chance = np.prod([1 - CHANCE[claim.kind] for claim in found])
     assert unsupported(summary, FARMERS) == pytest.approx(1 - chance)
-
-
-# Pairs with known labels
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +173,7 @@ def test_pairs_hold_what_they_say(pairs):
         some = [pair for pair in pairs if pair.chosen_on == half]
         for kinds, wrong in ((RIGHT, False), (WRONG, True)):
             counts = [sum(pair.kind == kind for pair in some) for kind in kinds]
-            assert sum(counts) == sum(pair.wrong == wrong for pair in some)
-            assert max(counts) - min(counts) <= 2
+            assert sum(counts) == sum(pair.wrong == wrong for pair in some) and max(counts) - min(counts) <= 2
     assert {p.id for p in pairs if p.chosen_on}.isdisjoint(p.id for p in pairs if not p.chosen_on)
     for pair in pairs:
         assert pair.kind != "lead sentence" or pair.article.startswith(pair.summary)
@@ -206,7 +183,6 @@ def test_pairs_hold_what_they_say(pairs):
 def test_errors_are_told_from_right_summaries(pairs):
     judged = [pair for pair in pairs if not pair.chosen_on]
     found = {row.kind: row for row in seen(judged, unsupported)}
-    assert found["all"].low > 0.9
+    assert found["all"].low > 0.9 and found["all"].failing > 0.75
     assert all(row.auroc > 0.85 for row in found.values())
-    assert found["all"].failing > 0.75
     assert false_alarms(judged, unsupported)["all"] <= 0.05

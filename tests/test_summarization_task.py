@@ -41,12 +41,11 @@ def tiny(home, prepared):
 class LeadModel:
     """A summarizer that answers with the first sentence, refuses capitals, and counts its requests."""
 
+    hash, compute = "lead", Compute(batch_size=8)
+    form = SimpleNamespace(generation=GenerationConfig(max_new_tokens=200), parameters=1, origin="nobody")
+
     def __init__(self):
-        self.asked = []
-        self.tokenizer = tiny_tokenizer()
-        self.form = SimpleNamespace(generation=GenerationConfig(max_new_tokens=200), parameters=1, origin="nobody")
-        self.compute = Compute(batch_size=8)
-        self.hash = "lead"
+        self.asked, self.tokenizer = [], tiny_tokenizer()
 
     def inputs(self, article):
         return self.tokenizer(article)["input_ids"]
@@ -87,9 +86,6 @@ def cell(task, **levels):
     return found[None]
 
 
-# The contract
-
-
 def test_what_prepare_writes_is_the_same_twice(home, prepared, tmp_path):
     out, metrics = prepared
     assert metrics["items"] == SPLIT_SIZES and metrics["parameters"] > 0
@@ -115,19 +111,15 @@ def test_the_neutral_cell_is_the_article_itself(tiny):
 
 
 def test_an_answer_depends_on_its_probe_alone(home, prepared, tiny):
-    ids = tiny.items.ids("discover")[:6]
-    cells = tiny.concepts.cells()
+    ids, cells = tiny.items.ids("discover")[:6], tiny.concepts.cells()
     together = tiny.probe(ids, cells)
     other = Summarization.load(news_context(home / "inputs"), prepared[0])
     alone = [other.probe([item], cells[i : i + 1]) for i, item in reversed(list(enumerate(ids)))][::-1]
     assert [a.outputs[0] for a in alone] == together.outputs
     assert np.array_equal(np.concatenate([a.discrepancy for a in alone]), together.discrepancy)
-    repeated = tiny.changed(ids, cells, repeats=np.ones(6, dtype=int))
-    first = tiny.changed(ids, cells)
-    assert [a == b for a, b in zip(first, repeated, strict=True)] == [True, True, False, False, False, False]
+    first, repeated = tiny.changed(ids, cells), tiny.changed(ids, cells, repeats=np.ones(6, dtype=int))
+    assert [a == b for a, b in zip(first, repeated, strict=True)] == [True] * 2 + [False] * 4
 
-
-# What counts as a failure
 
 ABSOLUTE = {"measure": "unsupported", "validity": -1}
 
@@ -154,26 +146,21 @@ def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead):
 
 def test_a_summarizer_that_copies_does_not(lead):
     task = lead(discrepancy=ABSOLUTE)
-    assert task.fails_unchanged().mean() <= 0.1
+    assert task.fails_unchanged().mean() <= 0.1 and task.false_alarms() == {}
     assert task.threshold == support.THRESHOLD  # independent of the model
-    assert task.false_alarms() == {}
-    ids = task.items.ids("discover")[:1]
-    assert task.probe(ids, cell(task, letter_case=1)).failed.all()  # it refuses
+    assert task.probe(task.items.ids("discover")[:1], cell(task, letter_case=1)).failed.all()  # it refuses
 
 
 def test_known_answers(lead):
     task = lead()
     item = task.items.ids("discover")[0]
     clean = task.probe([item], cell(task))
-    assert clean.discrepancy[0] == 0
-    assert not clean.failed[0]
+    assert clean.discrepancy[0] == 0 and not clean.failed[0]
     typos = task.probe([item], cell(task, typos=2))
     assert typos.outputs == [sentences(task.changed([item], cell(task, typos=2))[0])[0]]
     row = task.items.table.set_index("id").loc[item]
-    expected = task.embedder.cosine(row["summary"], row["article"]) - task.embedder.cosine(
-        typos.outputs[0], row["article"]
-    )
-    assert typos.discrepancy[0] == pytest.approx(expected, abs=1e-6)
+    before, after = (task.embedder.cosine(said, row["article"]) for said in (row["summary"], typos.outputs[0]))
+    assert typos.discrepancy[0] == pytest.approx(before - after, abs=1e-6)
     upper = task.probe([item], cell(task, letter_case=1))
     assert (upper.outputs, upper.discrepancy[0], upper.failed[0]) == (["I cannot read this."], 1, True)
 
@@ -184,9 +171,7 @@ def test_a_change_that_leaves_nothing_is_not_held_against_the_model(lead):
     neutral, changed = (np.repeat(cell(task, **c), 4, axis=0) for c in ({}, {"typos": 2, "letter_case": 1}))
     assert task.probe(ids, neutral).valid.all()
     answer = task.probe(ids, changed)
-    assert set(answer.outputs) == {"I cannot read this."}
-    assert not answer.valid.any()
-    assert not answer.failed.any()
+    assert set(answer.outputs) == {"I cannot read this."} and not (answer.valid | answer.failed).any()
     assert answer.discrepancy == pytest.approx(0.1)
 
 
@@ -215,28 +200,19 @@ def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
     task = Summarization.load(context, tmp_path)
     ids = task.items.ids("discover")[:1]
     found = task.measure(ids, cell(task), task.probe(ids, cell(task)).outputs)
-    assert found["ROUGE-L with the reference"][0] == pytest.approx(1)
-    assert found["BLEU with the reference"][0] == pytest.approx(1)
-    assert task.items.table["label"].equals(task.items.table["reference"])
-    assert metrics["clean_degenerate"] == 0
-
-
-# The threshold
+    assert [found[f"{name} with the reference"][0] for name in ("ROUGE-L", "BLEU")] == pytest.approx([1, 1])
+    assert task.items.table["label"].equals(task.items.table["reference"]) and metrics["clean_degenerate"] == 0
 
 
 def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
     task = lead(discrepancy={"false_alarms": 0.2})
     records = task.calibration.records
-    values = np.sort(
-        records[(records["condition"] == "benign") & (records["split"] == "discover")]["faithfulness_loss"]
-    )
+    chosen = records[(records["condition"] == "benign") & (records["split"] == "discover")]
+    values = np.sort(chosen["faithfulness_loss"])
     assert task.threshold == pytest.approx(max(values[8], 0))  # the 9th of 10: ceil(11 * .8)
     alarms = {name: told["articles"] for name, told in task.false_alarms().items()}
     assert alarms == {"typos 0.05": 6, "a space doubled": 6}
     assert task.false_alarms()["a space doubled"]["rate"] == 0
-
-
-# What people do wrong
 
 
 @pytest.mark.parametrize(
@@ -250,19 +226,15 @@ def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
 def test_bad_settings(home, changes, message):
     context = news_context(home / "inputs")
     changes = {**changes, "config": {**context.config, **changes.get("config", {})}}
-    errors = Summarization.check(dataclasses.replace(context, **changes))
-    assert any(message in error for error in errors)
+    assert any(message in error for error in Summarization.check(dataclasses.replace(context, **changes)))
 
 
 def test_a_repair_needs_items_and_references_if_they_are_to_be_learnt(home):
     context = news_context(home / "inputs")
-    context = dataclasses.replace(context, config={**context.config, "items": {"discover": 5}})
-    errors = Summarization.check_repair(context, {"method": "lora"})
-    assert [error.split(";")[0] for error in errors] == [
-        f"restructure: a repair needs items of the split {split}" for split in ("repair", "test")
-    ]
-    assert any("restructure.settings.method" in e for e in Summarization.check_repair(context, {"method": "prayer"}))
-    context = news_context(home / "inputs")
+    without = dataclasses.replace(context, config={**context.config, "items": {"discover": 5}})
+    for split, error in zip(("repair", "test"), Summarization.check_repair(without, {"method": "lora"}), strict=True):
+        assert error.startswith(f"restructure: a repair needs items of the split {split};")
+    assert any("restructure.settings.method" in e for e in Summarization.check_repair(without, {"method": "prayer"}))
     settings = {"method": "lora", "targets": "reference"}
     (error,) = Summarization.check_repair(context, settings)
     assert error.startswith("restructure.settings.targets: reference needs reference summaries")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from stages.decisions import Decision, landscape_hash, read_chain, record_decisi
 from stages.params import load_params
 from tests.finished import inside
 from tests.servers import until
+from tests.test_approval import let_time_pass
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, call
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
@@ -80,8 +81,7 @@ class Deployment:
     def answer(self, run: FlowRun, **form: object) -> str | None:
         """Fill in the form as Prefect's page does; return why it was refused."""
         given = {"decision": "approve", "reviewer": "Ada", "M1": "repair", "M1_reason": "seen", "M2": "ignore", **form}
-        response = self.client.resume_flow_run(run.id, run_input=given)
-        return getattr(response.details, "reason", None)
+        return getattr(self.client.resume_flow_run(run.id, run_input=given).details, "reason", None)
 
     def artifacts(self, run: FlowRun) -> dict[str, str]:
         """The last artifact of a run under each key."""
@@ -135,10 +135,8 @@ def deployment(waiting_toys, tmp_path, client, monkeypatch) -> Iterator[Deployme
 
 
 def create(client: SyncPrefectClient, name: str, **where: Any) -> UUID:
-    flow = client.create_flow_from_name("audit")
-    return client.create_deployment(
-        flow, name, parameters={"audits": ["tiny"]}, entrypoint="flows.audit.audit", path=".", **where
-    )
+    flow, what = client.create_flow_from_name("audit"), {"parameters": {"audits": ["tiny"]}, "path": "."}
+    return client.create_deployment(flow, name, entrypoint="flows.audit.audit", **what, **where)
 
 
 @pytest.mark.slow
@@ -162,12 +160,6 @@ def suspended(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_paused() and run.state.name == "Suspended"
 
 
-def let_the_time_pass() -> None:
-    past = datetime.now(UTC) - timedelta(hours=3)
-    late = read_request("tiny").model_copy(update={"asked": past, "expires": past + timedelta(hours=2)})
-    write_state(REQUESTS / "tiny.json", late)
-
-
 def made(reviewer: str = "Ada") -> Decision:
     modes = {"M1": ModeDraft(action="repair", reason="seen"), "M2": ModeDraft(action="ignore")}
     draft = DecisionDraft(reviewer=reviewer, approve=True, modes=modes)
@@ -176,33 +168,28 @@ def made(reviewer: str = "Ada") -> Decision:
 
 def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     run = deployment.run()
-    assert suspended(run), run.state
-    assert run.state.state_details.pause_timeout is None
+    assert suspended(run) and run.state.state_details.pause_timeout is None, run.state
     assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", run.name)
     assert set(run.tags) == {"faded", "tiny", "started by hand"}
     # Its own page shows what it waits for, and no verdict.
     assert run.state.message.startswith("tiny waits for a decision on its landscape: `faded review tiny`")
     assert set(shown := deployment.artifacts(run)) == {"tiny-failure-modes", "tiny-decision"}
     assert shown["tiny-decision"].startswith("# tiny: Your decision is needed") and "- M1: " in shown["tiny-decision"]
-    name = run.name
     assert [event[:2] for event in deployment.told] == [("needs decision", "tiny")]
     schema, text = deployment.form(run)
-    for mode in ("M1", "M2"):
-        assert schema["properties"][mode]["enum"] == ["undecided", "repair", "accept", "ignore"]
-        assert schema["properties"][mode]["default"] == "undecided"
-        assert schema["properties"][mode]["description"].endswith("fails in 50% (40% to 60%)")
+    for asked in (schema["properties"][mode] for mode in ("M1", "M2")):
+        assert asked["enum"] == ["undecided", "repair", "accept", "ignore"] and asked["default"] == "undecided"
+        assert asked["description"].endswith("fails in 50% (40% to 60%)")
     assert schema["properties"]["decision"]["description"].startswith("tiny waits for a decision on its landscape: ")
     assert {"decision", "reviewer"} <= set(schema["required"])
     assert "faded review tiny" in text and text.count("fails in 50% (40% to 60%)") == 2
     assert "S1" not in schema["properties"] and "tilt = 3" not in text  # only suspected
 
-    assert deployment.answer(run, reviewer=" ") is not None
-    assert deployment.answer(run, M7="repair") is not None
+    assert deployment.answer(run, reviewer=" ") is not None and deployment.answer(run, M7="repair") is not None
     assert deployment.answer(run, reason="for {{ the }} release", M2="accept", M2_reason="rare") is None
-    run = deployment.execute(run.id)
-    assert run.state.is_completed(), run.state
+    name, run = run.name, deployment.execute(run.id)
+    assert run.state.is_completed() and run.name == name, run.state
     assert run.state.message.startswith("tiny: pass") and run.state.message.endswith("conclude/report.html")
-    assert run.name == name  # as before it was suspended
     shown = deployment.artifacts(run)
     assert shown["tiny-verdict"].startswith("# tiny: pass")
     assert "`Ada` approved it (prefect): `for {{ the }} release`" in shown["tiny-decision"]
@@ -232,8 +219,7 @@ def test_reviewers_are_asked_until_all_have_decided(deployment):
     assert read_chain("tiny") == []
     assert deployment.answer(run, reviewer="Ada") is None
     run = deployment.execute(run.id)
-    assert suspended(run)
-    assert "approved so far: `Ada`" in deployment.form(run)[1]
+    assert suspended(run) and "approved so far: `Ada`" in deployment.form(run)[1]
     # Changing a decision needs --revise: the person is told so, and asked again.
     assert deployment.answer(run, reviewer="ada", decision="reject") is None
     run = deployment.execute(run.id)
@@ -241,8 +227,7 @@ def test_reviewers_are_asked_until_all_have_decided(deployment):
     assert len(read_chain("tiny")) == 1
 
     said = decide(load_params(), "tiny", made(reviewer="Bob"), "page").resumed
-    assert said == [f"the suspended flow run {run.name} resumes"]
-    assert deployment.read(run.id).state.is_scheduled()
+    assert said == [f"the suspended flow run {run.name} resumes"] and deployment.read(run.id).state.is_scheduled()
 
 
 @pytest.mark.slow
@@ -326,7 +311,7 @@ def test_the_server_gives_up_at_the_deadline_and_the_next_run_records_it(deploym
     deployment.answer(run)
     assert deployment.read(run.id).state.is_failed()
 
-    let_the_time_pass()
+    let_time_pass(hours=3)
     deployment.toys.toy(collect_feedback__tiny={"exit": 1})
     assert deployment.run().state.name == "Rejected"
     assert [kept.decision.reviewer for kept in read_chain("tiny")] == ["nobody"]
@@ -358,8 +343,7 @@ def test_other_audits_of_the_workspace_go_on(deployment):
     for folder in ("inputs", "shards"):
         shutil.copytree(f"data/tiny/{folder}", f"data/other/{folder}")
     first = deployment.run()
-    both = deployment.start(audits=["tiny", "other"])
-    run = deployment.execute(both)
+    run = deployment.execute(deployment.start(audits=["tiny", "other"]))
     assert suspended(deployment.read(first.id))
     assert run.state.is_completed(), run.state
     assert run.state.message.startswith("other: pass") and "; skipped: tiny waits" in run.state.message
@@ -374,9 +358,8 @@ class Worker:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         folder.mkdir(exist_ok=True)
         self._log = (folder / "worker.log").open("ab")
-        self._process = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=self._log, stderr=self._log, start_new_session=True
-        )
+        streams = {"stdout": self._log, "stderr": self._log}
+        self._process = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **streams)
 
     def kill(self) -> None:
         self._process.kill()

@@ -11,7 +11,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 from stages.code import code_of
 from stages.core.errors import UsageError
@@ -74,9 +74,6 @@ def prepared(context: TaskContext, out: Path) -> TabularClassification:
     return TabularClassification.load(context, out)
 
 
-# What a model gets
-
-
 def test_a_function_gets_rows_with_the_columns_and_types_of_the_file(beside: Path) -> None:
     code = "rows.to_parquet('seen.parquet'); return np.where(rows['tenure'] > 9, 'stays', 'leaves')"
     noise = {"noise": [0, 0.5], "swaps": [0, 1], "date_shift": [0, 40]}
@@ -91,8 +88,8 @@ def test_a_function_gets_rows_with_the_columns_and_types_of_the_file(beside: Pat
     assert (seen["since"] == before["since"] + pd.Timedelta("40D")).all()
     assert (seen["region"] != before["region"]).all()  # another value of its column
     assert set(seen["region"]) == set(before["region"])
-    assert seen["plan"].isna().equals(before["plan"].isna())  # gaps stay gaps
-    assert seen["income"].isna().equals(before["income"].isna())
+    gappy = ["plan", "income"]
+    assert seen[gappy].isna().equals(before[gappy].isna())  # gaps stay gaps
 
 
 def test_the_neutral_cell_changes_nothing_and_missing_leaves_gaps_in_any_column(beside: Path) -> None:
@@ -109,17 +106,13 @@ def test_the_neutral_cell_changes_nothing_and_missing_leaves_gaps_in_any_column(
     pd.testing.assert_frame_equal(pd.concat(alone, ignore_index=True), together)
 
 
-# What it answers
-
-
 def test_labels_have_no_probability_and_an_answer_that_is_no_class_is_a_failure(beside: Path) -> None:
     code = "return np.where(rows['age'].isna(), 'unknown', np.where(rows['tenure'] > 9, 'stays', 'leaves'))"
     task = prepared(context(beside, function(beside, "labels", code), missing=[0, 1]), beside / "out")
     ids = task.items.ids("discover")
     assert set(task.probe(ids, np.zeros((len(ids), 1), dtype=int)).outputs) == {"stays", "leaves"}
     lost = task.probe(ids, np.ones((len(ids), 1), dtype=int))
-    assert set(lost.outputs) == {"no valid answer"}
-    assert lost.failed.all()
+    assert set(lost.outputs) == {"no valid answer"} and lost.failed.all()
 
 
 def test_probabilities_need_names_of_their_classes_in_their_order(beside: Path) -> None:
@@ -129,8 +122,7 @@ def test_probabilities_need_names_of_their_classes_in_their_order(beside: Path) 
         prepared(context(beside, model), beside / "unnamed")
     task = prepared(context(beside, {**model, "classes": ["stays", "leaves"]}), beside / "named")
     ids = task.items.ids("discover")
-    answers = task.probe(ids, np.zeros((len(ids), 4), dtype=int))
-    assert all(output.endswith("%)") for output in answers.outputs)
+    assert all(output.endswith("%)") for output in task.probe(ids, np.zeros((len(ids), 4), dtype=int)).outputs)
     told = r"in this order \d+% of 200 unchanged rows are right, .*: classes: \[stays, leaves\]"
     with pytest.raises(UsageError, match=told):
         prepared(context(beside, {**model, "classes": ["leaves", "stays"]}), beside / "reversed")
@@ -145,9 +137,7 @@ def test_probabilities_need_names_of_their_classes_in_their_order(beside: Path) 
         ("bad_sum", "return np.full((len(rows), 2), 0.9)", "expected probabilities from 0 to 1 that add up to 1"),
     ],
 )
-def test_a_wrong_answer_to_unchanged_rows_is_told_before_the_search(
-    beside: Path, name: str, code: str, said: str
-) -> None:
+def test_wrong_answers_to_unchanged_rows_are_told_at_once(beside: Path, name: str, code: str, said: str) -> None:
     model = function(beside, name, code) | {"classes": ["leaves", "stays"]}
     with pytest.raises(UsageError, match=said):
         prepared(context(beside, model), beside / "out")
@@ -161,9 +151,7 @@ def test_a_wrong_answer_to_unchanged_rows_is_told_before_the_search(
         ({"function": "json:loads"}, {**DATA, "dates": ["region"]}, "region: expected dates of one format"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_runs(
-    beside: Path, model: dict[str, Any], data: dict[str, Any], said: str
-) -> None:
+def test_what_is_wrong_is_told_before_anything_runs(beside: Path, model: dict, data: dict, said: str) -> None:
     assert said in "\n".join(TabularClassification.check(context(beside, model, data)))
 
 
@@ -179,11 +167,7 @@ def test_a_change_of_the_function_changes_the_code_of_stages_that_call_it(beside
         return [code_of(audit, stage) for stage in stages]
 
     one, same, other = codes("return rows"), codes("return rows  # all"), codes("return rows[:1]")
-    assert one == same
-    assert [a == b for a, b in zip(one, other, strict=True)] == [False, False, True]
-
-
-# Files
+    assert one == same and [a == b for a, b in zip(one, other, strict=True)] == [False, False, True]
 
 
 def pipeline() -> Any:
@@ -200,7 +184,6 @@ def test_a_pipeline_in_a_skops_file_answers_as_it_did(beside: Path) -> None:
     model = pipeline()
     skops.dump(model, beside / "model.skops")
     types = skops.get_untrusted_types(file=beside / "model.skops")
-    assert types
     with pytest.raises(UsageError, match=r"add trusted: \[numpy.dtype"):
         prepared(context(beside, {"skops": "model.skops"}), beside / "untrusted")
     task = prepared(context(beside, {"skops": "model.skops", "trusted": types}), beside / "out")
@@ -214,8 +197,6 @@ def test_a_pipeline_in_a_skops_file_answers_as_it_did(beside: Path) -> None:
 
 def test_a_skops_file_with_code_of_its_own_is_refused(beside: Path) -> None:
     skops = pytest.importorskip("skops.io", reason="skops is not installed: pip install 'faded[tables]'")
-    from sklearn.preprocessing import FunctionTransformer
-
     skops.dump(FunctionTransformer(customers), beside / "model.skops")
     with pytest.raises(UsageError, match=r"model.skops has tests.test_tabular_own.customers, not of scikit-learn"):
         prepared(context(beside, {"skops": "model.skops"}), beside / "out")
@@ -227,29 +208,17 @@ def write_onnx(path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'faded[tables]'")
     from onnx import TensorProto, helper
 
+    bonus = {"keys_strings": ["plus"], "values_floats": [1.0], "default_float": 0.0}
     nodes = [
-        helper.make_node(
-            "LabelEncoder",
-            ["plan"],
-            ["bonus"],
-            domain="ai.onnx.ml",
-            keys_strings=["plus"],
-            values_floats=[1.0],
-            default_float=0.0,
-        ),
+        helper.make_node("LabelEncoder", ["plan"], ["bonus"], domain="ai.onnx.ml", **bonus),
         helper.make_node("Sum", ["tenure", "bonus", "shift"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["stays"]),
         helper.make_node("Sub", ["one", "stays"], ["leaves"]),
         helper.make_node("Concat", ["stays", "leaves"], ["probabilities"], axis=1),
     ]
-    inputs = [
-        helper.make_tensor_value_info("tenure", TensorProto.FLOAT, [None, 1]),
-        helper.make_tensor_value_info("plan", TensorProto.STRING, [None, 1]),
-    ]
-    fixed = [
-        helper.make_tensor("shift", TensorProto.FLOAT, [1], [-10.0]),
-        helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
-    ]
+    columns = (("tenure", TensorProto.FLOAT), ("plan", TensorProto.STRING))
+    inputs = [helper.make_tensor_value_info(name, kind, [None, 1]) for name, kind in columns]
+    fixed = [helper.make_tensor(name, TensorProto.FLOAT, [1], [n]) for name, n in (("shift", -10.0), ("one", 1.0))]
     outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])]
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     graph = helper.make_graph(nodes, "rows", inputs, outputs, fixed)
@@ -261,13 +230,9 @@ def test_an_onnx_file_gets_each_column_by_its_name(beside: Path) -> None:
     task = prepared(context(beside, {"onnx": "model.onnx", "classes": ["stays", "leaves"]}), beside / "out")
     rows = task.rows.iloc[:50]
     logit = rows["tenure"] - 10 + (rows["plan"] == "plus")
-    found = np.exp(task.model.log_odds(rows))[:, 0]
-    assert np.allclose(found, 1 / (1 + np.exp(-logit)), atol=1e-5)
+    assert np.allclose(np.exp(task.model.log_odds(rows))[:, 0], 1 / (1 + np.exp(-logit)), atol=1e-5)
     with pytest.raises(UsageError, match="name its 2 classes in their order"):
         prepared(context(beside, {"onnx": "model.onnx"}), beside / "unnamed")
-
-
-# faded init
 
 
 def init(here: Workspace, *options: str) -> tuple[int, str, dict[str, Any]]:
@@ -290,13 +255,11 @@ def test_init_writes_the_block_of_a_function_or_a_file_and_says_what_the_columns
     code, told, audits = init(empty, "--model", model["function"])
     assert code == 0, told
     assert "3 measurements (age, income, tenure), 3 categories (region, plan, member), 1 date (since)" in told
-    assert audits["mine"]["prepare"]["model"] == model
-    assert audits["mine"]["prepare"]["data"] == DATA
+    assert (audits["mine"]["prepare"]["model"], audits["mine"]["prepare"]["data"]) == (model, DATA)
     assert {"noise", "swaps", "date_shift"} <= set(audits["mine"]["concepts"])
     write_onnx(empty.path / "model.onnx")
     code, told, audits = init(empty, "--name", "file", "--model", "model.onnx", "--classes", "stays,leaves")
     assert code == 0, told
     assert audits["file"]["prepare"]["model"] == {"onnx": "model.onnx", "classes": ["stays", "leaves"]}
     code, told, _ = init(empty, "--name", "other", "--model", "nowhere:predict")
-    assert code == 2
-    assert "--model: no module nowhere" in told
+    assert code == 2 and "--model: no module nowhere" in told

@@ -27,8 +27,7 @@ def drawn(marked: MarkedText) -> str:
 )  # fmt: skip
 def test_changes_are_marked_word_by_word(original: str, changed: str, said: str) -> None:
     marked = mark_changes(original, changed)
-    assert drawn(marked) == said
-    assert (marked.note, marked.beside) == ("", False)
+    assert drawn(marked) == said and (marked.note, marked.beside) == ("", False)
 
 
 @pytest.mark.slow
@@ -59,15 +58,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_examples_of_a_mode_show_texts_and_answers(pages: dict[str, str]) -> None:
     mode = pages["landscape"].split('id="mode-1"')[1].split('id="mode-2"')[0]
-    assert (
-        mode.count('<p class="asked">summary of the original</p>')
-        == mode.count('<p class="asked">summary of the changed text</p>')
-        == 12
-    )
+    asked = [
+        mode.count(f'<p class="asked">{of}</p>') for of in ("summary of the original", "summary of the changed text")
+    ]
+    assert asked == [12, 12] and mode.count('<p class="asked">the original</p>') == 2
     assert mode.count("<details><summary>the original</summary>") == 8, "not where nothing changed, nor beside"
-    assert mode.count('<p class="asked">the original</p>') == 2
     assert mode.count("given to the model <span") == 6, "upper case, too much changed, unchanged: twice each"
-    assert "<del>" in mode
-    assert "<ins>" in mode
-    assert '<span class="case">' in mode
+    assert "<del>" in mode and "<ins>" in mode and '<span class="case">' in mode
     assert "faithfulness to the original falls by 0.11" in mode

@@ -26,6 +26,7 @@ RIGHT = Judged(1.0, 0.6, {"colour": "red"}, {"colour": True})
 WRONG = Judged(0.0, 0.4, {"colour": "blue"}, {"colour": False})
 UNREAD = Judged(0.0, 0.4, {}, {"colour": False}, unreadable=True)
 BLACK = Judged(0.0, 0.0, {}, {"colour": False}, "black")
+UNSAID, NOT_READ = (Judged(1.0, 1.0, read, {}) for read in ({"colour": "red"}, {}))
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,6 @@ def drawing(monkeypatch, task, draw):
     monkeypatch.setattr(task.painter, "draw", drawn)
 
 
-# Items
-
-
 def test_no_template_and_no_noise_is_in_two_splits():
     items = choose_items([f"t{n} {{x}}" for n in range(26)], ItemCounts(discover=30, repair=10, test=20), seed=3)
     templates = [set(part["template"]) for _, part in items.groupby("split")]
@@ -66,9 +64,6 @@ def test_an_audit_without_repair_uses_all_templates_and_too_few_are_told():
         choose_items(templates, ItemCounts(discover=20, repair=20, test=20), seed=0)
     with pytest.raises(UsageError, match=r"^prepare\.items\.test: expected 10 or more.*, found 9$"):
         choose_items([*templates, "more {x}"], ItemCounts(discover=20, repair=20, test=9), seed=0)
-
-
-# Probes
 
 
 def test_answers_do_not_depend_on_what_else_is_asked(task, home):
@@ -88,19 +83,9 @@ def test_pictures_of_an_item_start_from_the_same_noise_whatever_the_words_and_fr
     assert red[0].prompt == plain[0].prompt.replace("box", "red box")
     assert (plain[0].expected, red[0].expected) == ((), (("colour", "red"),))
     items, cells = task.items.ids("discover"), np.zeros((5, 2), dtype=int)
-    asked = [
-        *task.orders(items, cells),
-        *task.orders(items, cells, np.ones(5, dtype=int)),
-        *task.again().orders(items, cells),
-    ]
+    asked = [*task.orders(items, cells), *task.orders(items, cells, np.ones(5, dtype=int))]
+    asked += task.again().orders(items, cells)
     assert len({order.seed for orders in asked for order in orders}) == 3 * 5 * task.config.images
-
-
-# Failures
-
-
-UNSAID = Judged(1.0, 1.0, {"colour": "red"}, {})
-NOT_READ = Judged(1.0, 1.0, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -116,8 +101,7 @@ NOT_READ = Judged(1.0, 1.0, {}, {})
     ],
 )
 def test_the_discrepancy_weighs_what_is_wrong_with_the_pictures(pictures, weights, expected):
-    thirds = dict.fromkeys(COLOURS, 1 / 3)
-    assert discrepancy(pictures, weights, "colour", thirds) == pytest.approx(expected)
+    assert discrepancy(pictures, weights, "colour", dict.fromkeys(COLOURS, 1 / 3)) == pytest.approx(expected)
 
 
 def test_black_and_broken_pictures_fail_and_blanked_ones_are_not_held_against_the_model(task, monkeypatch):
@@ -134,8 +118,7 @@ def test_black_and_broken_pictures_fail_and_blanked_ones_are_not_held_against_th
 
     drawing(monkeypatch, task, draw)
     answer = task.probe([item] * 4, np.array([[0, 0], [1, 0], [2, 0], [3, 0]]))
-    assert answer.failed.tolist() == [False, True, True, False]
-    assert answer.valid.tolist() == [True, True, True, False]
+    assert (answer.failed.tolist(), answer.valid.tolist()) == ([False, True, True, False], [True, True, True, False])
     assert answer.outputs[1] == "black; black"
     drawing(monkeypatch, task, blanked_once)
     answer = task.probe(task.items.ids("discover")[1:2], np.array([[0, 0]]))  # the other picture is left to judge
@@ -154,9 +137,6 @@ def test_what_cannot_be_read_is_an_outcome_of_its_own(home, task, monkeypatch, u
     answer = own.probe(task.items.ids("discover")[:3], np.zeros((3, 2), dtype=int))
     assert (answer.failed.tolist(), answer.valid.tolist()) == (failed, valid)
     assert answer.outputs[1] == "colour unreadable; colour unreadable"
-
-
-# Calibration of the threshold
 
 
 def calibration(wrong, images=3, reference=None):
@@ -182,8 +162,7 @@ def test_false_alarms_are_counted_on_pictures_that_did_not_set_the_threshold():
 def test_bias_of_fair_draws_passes_at_the_rate_asked_for():
     fair = calibration([0.0] * 8, images=16, reference={"a": 0.5, "b": 0.5})
     threshold = fair.threshold({"bias": 1}, 0.05)
-    assert 0.15 < threshold < 0.35
-    assert fair.false_alarms({"bias": 1}, threshold)["rate"] <= 0.05
+    assert 0.15 < threshold < 0.35 and fair.false_alarms({"bias": 1}, threshold)["rate"] <= 0.05
 
 
 @pytest.mark.parametrize(
@@ -209,9 +188,6 @@ def test_captioned_pictures_serve_one_purpose_each():
         share_out(captioned().assign(split="train"), seed=0)
 
 
-# Bias and contact sheets
-
-
 def test_a_tally_counts_an_attribute_for_each_subject_at_both_guidances(task, home, monkeypatch):
     asked = {}
     for split in ("discover", "test"):
@@ -219,11 +195,9 @@ def test_a_tally_counts_an_attribute_for_each_subject_at_both_guidances(task, ho
         grey = Drawing(np.zeros((16, 16, 3), np.uint8))
         drawing(monkeypatch, task, lambda *order, drawn=drawn, grey=grey: drawn.append(order) or grey)
         tallies = task.tallies(split)
-        assert [(t.subject, t.attribute, t.guidance) for t in tallies] == [
-            (f"background on a {ground} background", "colour", guidance)
-            for guidance in (2, 1)
-            for ground in ("black", "white")
-        ]
+        subjects = [f"background on a {ground} background" for ground in ("black", "white")]
+        told = [(subject, "colour", guidance) for guidance in (2, 1) for subject in subjects]
+        assert [(t.subject, t.attribute, t.guidance) for t in tallies] == told
         assert all(sum(t.counts.values()) + t.unread == 8 and list(t.counts) == list(COLOURS) for t in tallies)
         assert {guidance for *_, guidance in drawn} == {None, 1.0}
         assert not any(colour in prompt for prompt, *_ in drawn for colour in COLOURS)
@@ -247,9 +221,6 @@ def test_an_exhibit_that_is_recalled_draws_nothing(task, monkeypatch):
         monkeypatch.setattr(task.studio, name, lambda *_: pytest.fail("the model was asked"))
     [recalled] = task.recalled([item], cell, known)
     assert (recalled.words, recalled.drawn, recalled.caption) == (shown.words, None, known.outputs[0])
-
-
-# Errors in the settings
 
 
 @pytest.mark.parametrize(
