@@ -246,7 +246,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     # Three trainings of two doses, the whole one half-way too: half as many pairs of two parts, and the model before.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 2 * 50 * (1 + 3 * 3)]
-    said = "about 7 min 18 s (from the time per probe in prepare)"
+    said = "about 7 min 18 s (the answers of the model alone, as timed by prepare)"
     told = estimated(*searching, "restructure").time
     assert told.startswith(f"{said}; 1 stage(s) never ran here, including the repair's training")
 
@@ -256,7 +256,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
         (tmp_path / folder).mkdir(exist_ok=True)
         took = json.dumps({"discover@tiny": {"seconds": seconds}}).encode()
         (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, took) if folder == ".faded" else took)
-    said = "about 6 min 2 s (from the last run here, from the time per probe in prepare)"
+    said = "about 6 min 2 s (from the last run here, the answers of the model alone, as timed by prepare)"
     assert estimated(*searching).time == said
     (tmp_path / ".faded/timings.json").unlink()
     said = "about 1 min 10 s (as measured on 2 cores); 2 stage(s) never ran here"

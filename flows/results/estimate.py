@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
     "here": "from the last run here",
-    "probes": "from the time per probe in prepare",
+    "probes": "the answers of the model alone, as timed by prepare",
     "reference": "as measured on 2 cores",
 }
 FEWEST = 30  # items of a split or probes, for claims about others; with 10, an interval is about 50 points wide
