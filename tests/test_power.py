@@ -85,7 +85,7 @@ def searched(tmp_path, monkeypatch):
     probes = probes.assign(discrepancy=0.0, failed=rng.random(600) < 0.1, output="")
     here.discover.probes = probes
     here.discover.embedded = Embedded(ids.tolist(), np.zeros((50, 2)), pd.DataFrame(index=range(50)))
-    here.summarize.fresh = probes.head(200).assign(failed=rng.random(200) < 0.4, mode="M1")
+    here.summarize.fresh = probes.head(200).assign(failed=rng.permutation(200) < 80, tilt=0, mode="M1")
 
     def said(policy: str = "top-k", control: str = "none", **gates: object) -> list[str]:
         feedback = {"policy": policy, **({"modes": 1} if policy == "top-k" else {})}
@@ -95,6 +95,20 @@ def searched(tmp_path, monkeypatch):
         return what_can_be_shown(load_params(), "tiny")
 
     return said
+
+
+def test_what_lies_in_two_modes_counts_once(searched):
+    here = audit_folder("tiny")
+    modes = [
+        {"id": "M1", "text": "", "region": {"tilt": [0]}, "share": 0.1, "rate": 1.0},
+        {"id": "M2", "text": "", "region": {"tilt": [0, 1]}, "share": 0.2, "rate": 0.5},
+    ]
+    found = landscape_file(modes, concepts=planted().concepts.to_json())
+    here.summarize.landscape = Landscape.from_json(found, "landscape.json")
+    drawn = here.summarize.fresh.head(100)
+    of_both = drawn.assign(tilt=np.resize([0, 1], 100), failed=np.resize([True, False], 100), mode="M2")
+    here.summarize.fresh = pd.concat([drawn.assign(tilt=0, failed=True, mode="M1"), of_both])
+    assert "in M1, M2, where 50.0% fail" in searched("wait")[0], "not the 66.7% of both modes one by one"
 
 
 def test_a_budget_of_harm_smaller_than_one_held_out_item_is_named(searched, monkeypatch):
@@ -111,7 +125,7 @@ def test_a_budget_of_harm_smaller_than_one_held_out_item_is_named(searched, monk
 
 def test_gates_for_which_items_are_too_few_are_named(searched):
     [line] = searched()
-    assert line.startswith("tiny: 60 test items can show a drop of 14.")
+    assert line.startswith("tiny: 60 test items can show a drop of 15.")
     assert " in M1, where 40.0% fail, and a rise of" in line
     assert " in M1, M2, where" in searched("wait")[0]
     _, target, other = searched(target_failure_rate={"change_max": -0.05}, other_failure_rate={"change_max": 0.01})

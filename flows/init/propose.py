@@ -218,7 +218,7 @@ def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | No
     )
     notes = {
         "concepts": "\n".join(textwrap.wrap(head, _COMMENT)),
-        "discover": f"answers take about {duration(PROBES_OF_SEARCH * spend * seconds)}, a probe {said_of_probe(seconds)}",
+        "discover": f"answers take {duration(PROBES_OF_SEARCH * spend * seconds)}, a probe {said_of_probe(seconds)}",
     }
     for concept in seen.concepts:
         meaning = draft.notes.get(f"concepts.{concept.name}")

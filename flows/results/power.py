@@ -127,10 +127,16 @@ def _powers(
     within = inside_any(space, regions, cells, told_apart.loc[uniform["item"]])
     fresh = here.summarize.fresh
     fresh = fresh[fresh["mode"].isin([mode.id for mode in targets]) & (fresh["role"] != "others")]
-    probed = fresh if len(fresh) else uniform[within]  # on an enumerated grid no fresh probes were left
+    if len(fresh):  # in use a probe counts once, however many of the modes it lies in and was drawn for
+        probed, share = fresh, fresh["mode"].map({mode.id: mode.share for mode in targets})
+        levels, items = fresh[space.names].to_numpy(dtype=np.int64), told_apart.loc[fresh["item"]]
+        times = np.sum([region.contains(space, levels, items) for region in regions], axis=0)
+        counts = share / fresh.groupby("mode")["mode"].transform("size") / times
+    else:  # on an enumerated grid no fresh probes were left
+        probed, counts = uniform[within], space.weights(cells, uniform["item"].nunique())[within]
     # Measured on the searched items; test items are like them.
     about = float(np.any([region.about(told_apart) for region in regions], axis=0).mean())
-    rate = float(np.average([mode.rate for mode in targets], weights=[mode.share for mode in targets]))
+    rate = float(np.average(probed["failed"], weights=counts))
 
     def of(share: float, rate: float, probes: pd.DataFrame) -> Power:
         failed, group = probes["failed"].to_numpy(dtype=float), probes.get("group", probes["item"]).to_numpy(dtype=str)
