@@ -55,6 +55,7 @@ HOSTILE = {
     "a long key": b"audits: {}\n" + b"k" * 1000 + b": 1",
     "many wrong keys": b"".join(b"k%d: 1\n" % n for n in range(10_000)),
     "too much": b"#" * 3_000_000,
+    "a space before a concept": yaml.safe_dump({"audits": {"x": {**AUDIT, "concepts": {" a": [0, 1]}}}}).encode(),
 }
 
 
