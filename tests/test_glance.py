@@ -129,6 +129,12 @@ def test_gates_are_shown_in_the_units_of_reports_one_a_line():
     ]
 
 
+def test_what_speaks_against_a_pass_is_said_with_it():
+    console, concern = Console(width=80, record=True), "Failing above the 20% allowed in use: region north."
+    show_verdict(console, LastVerdict("mine", True, [], None, True, light="amber", concerns=(concern,)))
+    assert console.export_text().splitlines() == ["mine: pass", f"but: {concern}"]
+
+
 def test_a_page_shows_every_audit_with_its_light_trend_and_report(params, tmp_path):
     git("init")
     for rate in (0.1, 0.2):

@@ -63,6 +63,8 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
         console.print(table)
         console.print("numbers without % are in points")
     console.print(_verdict_line(verdict))
+    if verdict.passed:  # all that has a bound is within it; the light of the report is amber all the same
+        print_plain(console, *(f"but: {concern}" for concern in verdict.concerns), style="yellow")
     if verdict.statement:
         console.print(verdict.statement, markup=False)
     if verdict.report is not None:
