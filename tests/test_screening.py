@@ -74,13 +74,15 @@ class Weighted(Labelled):
     By the noise it also varies with item and cell, which a concept without weight then redraws.
     """
 
-    def __init__(self, levels: Mapping[str, Sequence[Any]], weights: Mapping[str, float], noise: float) -> None:
+    def __init__(
+        self, levels: Mapping[str, Sequence[Any]], weights: Mapping[str, float], noise: float, seed: int = 0
+    ) -> None:
         super().__init__(levels)
-        self.weights, self.noise = weights, noise
+        self.weights, self.noise, self.seed = weights, noise, seed
 
     def discrepancy(self, number: int, levels: dict[str, Any]) -> float:
         cell = [c.levels.index(level) for c, level in zip(self.concepts.concepts, levels.values(), strict=True)]
-        added = self.noise * np.random.default_rng([0, number, *cell]).normal()
+        added = self.noise * np.random.default_rng([self.seed, number, *cell]).normal()
         for name, level in levels.items():
             key, times = (f"{name}={level}", 1) if isinstance(level, str) else (name, level)
             added += self.weights.get(key, 0.0) * times
