@@ -109,6 +109,9 @@ def test_what_lies_in_two_modes_counts_once(searched):
     of_both = drawn.assign(tilt=np.resize([0, 1], 100), failed=np.resize([True, False], 100), mode="M2")
     here.summarize.fresh = pd.concat([drawn.assign(tilt=0, failed=True, mode="M1"), of_both])
     assert "in M1, M2, where 50.0% fail" in searched("wait")[0], "not the 66.7% of both modes one by one"
+    here.summarize.fresh = drawn.head(0)
+    here.discover.probes = here.discover.probes.assign(tilt=3)
+    assert "in M1, M2, where 75.0% fail" in searched("wait")[0], "no probe lies in either"
 
 
 def test_a_budget_of_harm_smaller_than_one_held_out_item_is_named(searched, monkeypatch):

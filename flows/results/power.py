@@ -131,12 +131,13 @@ def _powers(
         probed, share = fresh, fresh["mode"].map({mode.id: mode.share for mode in targets})
         levels, items = fresh[space.names].to_numpy(dtype=np.int64), told_apart.loc[fresh["item"]]
         times = np.sum([region.contains(space, levels, items) for region in regions], axis=0)
-        counts = share / fresh.groupby("mode")["mode"].transform("size") / times
+        counts = share / fresh.groupby("mode")["mode"].transform("size") / np.maximum(times, 1)
     else:  # on an enumerated grid no fresh probes were left
         probed, counts = uniform[within], space.weights(cells, uniform["item"].nunique())[within]
     # Measured on the searched items; test items are like them.
     about = float(np.any([region.about(told_apart) for region in regions], axis=0).mean())
-    rate = float(np.average(probed["failed"], weights=counts))
+    known = counts.sum() > 0  # otherwise no probe lies there, and overlaps are not known either
+    rate = float(np.average(probed["failed"], weights=counts) if known else np.mean([mode.rate for mode in targets]))
 
     def of(share: float, rate: float, probes: pd.DataFrame) -> Power:
         failed, group = probes["failed"].to_numpy(dtype=float), probes.get("group", probes["item"]).to_numpy(dtype=str)
