@@ -381,7 +381,7 @@ class Result:
         """
         from pydantic import ValidationError
 
-        from stages.landscape.rates import rate_under
+        from stages.landscape.rates import rate_in_use
         from stages.params import errors_in, validation_lines
         from stages.params.usage import UsageConfig, in_use, usage_error
 
@@ -395,7 +395,8 @@ class Result:
             if wrong := usage_error(stated, {concept.name: concept.levels for concept in space.concepts}):
                 raise UsageError(wrong)
             other = in_use(space, stated).usage or other
-        return rate_under(space, self.probes, other, exact=self.landscape.exact)
+        control = self.probes[self.probes["role"] == "control"]
+        return rate_in_use(space, control["failed"].to_numpy(dtype=bool), control, usage=other).rate
 
     def curves(self) -> pd.DataFrame:
         """Return the failure rate at each level of each concept, averaged over the others in use, with 95% intervals.

@@ -34,9 +34,10 @@ CORNER = Region({"tilt": (3, 4), "fog": (3, 4)}, {"label": ("2",)})
 def known(rates: np.ndarray) -> Rates:
     """Rates of four labels, (labels, cells), each of a quarter of the items."""
     having = np.stack([(LABELS["label"] == value).to_numpy() for value in "0123"])
-    everything = Kind("", [""], np.ones((1, 40), dtype=bool), rates.mean(axis=0)[None])
+    everything = Kind((), [()], np.ones((1, 40), dtype=bool), rates.mean(axis=0)[None])
+    labels = Kind(("label",), [(value,) for value in "0123"], having, rates)
     cells = SPACE.cells()
-    return Rates(SPACE, cells, SPACE.density(cells), LABELS, (everything, Kind("label", [*"0123"], having, rates)))
+    return Rates(SPACE, cells, SPACE.density(cells), LABELS, (everything, labels))
 
 
 def failing(region: Region, high: float = 0.9, low: float = 0.1) -> np.ndarray:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 RESAMPLES = 2000
+IN_TAIL = 25  # resamples beyond each end of an interval of a higher level
+MOST_HELD = 100_000_000  # items times resamples, 800 MB
 COUNTED = 50  # control's probes per level of a concept from which rates are counted rather than estimated
 
 
@@ -166,16 +168,26 @@ class Resampler:
         return sums / (self._drawn @ np.append(np.bincount(self._codes, weights, n), added))
 
 
-def share(
-    which: np.ndarray, probes: pd.DataFrame, level: float = LEVEL, method: Literal["wilson", "exact"] = "wilson"
-) -> Rate:
-    """Return the share of True in which (n,), given n probes drawn alike, with an interval.
+def resamples_for(level: float, items: int) -> int:
+    """Return the number of resamples for an interval of this level, as far as memory allows for the number of items."""
+    return max(RESAMPLES, int(min(20_000, np.ceil(2 * IN_TAIL / (1 - level)), MOST_HELD // max(1, items))))
 
-    By default the interval is that of a proportion, for querying *these* items in all cells: Wilson's, or the exact one
-    (Clopper and Pearson 1934), which covers at least 95% even for few draws. If items belong to groups (column
-    `group`), it generalizes to other groups like these, see `Resampler`.
+
+def share(
+    which: np.ndarray,
+    probes: pd.DataFrame,
+    level: float = LEVEL,
+    weights: np.ndarray | None = None,
+    error: Callable[[np.ndarray, np.ndarray], float] | None = None,
+) -> Rate:
+    """Return the share of True in which (n,), given n probes, with an interval for other items like these.
+
+    Items, or groups of them (column `group`), are resampled with all their probes, see `Resampler`, which also explains
+    `error`. By default, all probes count alike; if each is of another item, the interval is Clopper and Pearson's
+    (1934), which resampling approximates.
     """
-    if "group" not in probes:
-        return _proportion(int(which.sum()), len(which), level, method)
-    sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
-    return sampler.mean(which.astype(float), np.ones(len(which)), SHARE, level)
+    if weights is None and error is None and "group" not in probes and probes["item"].is_unique:
+        return _proportion(int(which.sum()), len(which), level, "exact")
+    resamples = resamples_for(level, probes["item"].nunique())
+    sampler = Resampler(probes["item"], resamples, 0, probes.get("group"), error)
+    return sampler.mean(which.astype(float), np.ones(len(which)) if weights is None else weights, SHARE, level)

@@ -25,7 +25,7 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace, Region
-from stages.core.intervals import CHANGE, LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
+from stages.core.intervals import CHANGE, LEVEL, RESAMPLES, Rate, Resampler, holm, share
 from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import Rates, rates_of, region_size
 from stages.landscape.modes import find_regions, shared
@@ -59,10 +59,8 @@ class Mode:
 
     Args:
         id: M1, M2, ... for failure modes, worst first, and S1, S2, ... for suspected ones.
-        rate: rate of fresh probes with Clopper and Pearson's interval, for querying *these* items in all of the
-            region's cells, as the probes are drawn from these as they occur; if items belong to groups, from resampling
-            the groups. For a failure mode, only probes that did not decide that it is one count. On an enumerated grid
-            the rate is known, and the interval is for other items like these. NaN if the model was not queried.
+        rate: rate of fresh probes with an interval for other items like these. For a failure mode, only probes that did
+            not decide that it is one count; on an enumerated grid, all pairs. NaN if the model was not queried.
         failures: number of failures among the probes of the rate.
         estimate: mean estimated rate of the cells.
         lift: rate, or the estimate if there is none, over the overall rate.
@@ -229,23 +227,16 @@ def rate_inside(
     which: np.ndarray | None = None,
     level: float = LEVEL,
 ) -> InUse:
-    """Return how often probes drawn in a region by `draw_inside` fail, or are `which` (n,), with an exact interval.
+    """Return how often probes drawn in a region by `draw_inside` fail, or are `which` (n,).
 
     If a region has few pairs, its common ones are rarer among distinct pairs than in use, so pairs are weighted.
     """
-    which = _failed(probes) if which is None else which
-    if space.usage is None or probes.empty:
-        return InUse(share(which, probes, level, method="exact"), float(len(which)))
-    cells, everything = probes[space.names].to_numpy(dtype=np.int64), np.ones(len(probes), dtype=bool)
-    weights = use_of_pairs(space, [region], attributes, cells, everything, 0, in_turn=True)
-    effective = float(weights.sum() ** 2 / (weights**2).sum())
-    if "group" in probes:
-        sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
-        return InUse(sampler.mean(which.astype(float), weights, SHARE, level), effective)
-    value, tail = float(np.average(which, weights=weights)), (1 - level) / 2
-    low = float(stats.beta.ppf(tail, value * effective, (1 - value) * effective + 1)) if value > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, value * effective + 1, (1 - value) * effective)) if value < 1 else 1.0
-    return InUse(Rate(value, min(low, value), max(high, value), len(which)), effective)
+    which, weights = _failed(probes) if which is None else which, np.ones(len(probes))
+    if space.usage is not None and not probes.empty:
+        cells, everything = probes[space.names].to_numpy(dtype=np.int64), np.ones(len(probes), dtype=bool)
+        weights = use_of_pairs(space, [region], attributes, cells, everything, 0, in_turn=True)
+    effective = float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
+    return InUse(share(which, probes, level, weights), effective)
 
 
 def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:

@@ -10,13 +10,13 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace, Region
-from stages.core.intervals import COUNTED, LEVEL, RESAMPLES, SHARE, Rate, Resampler, less_sure, share
+from stages.core.intervals import COUNTED, LEVEL, SHARE, Rate, less_sure, share
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import UNKNOWN, half_of, probes_inside
-from stages.landscape.rates import rate_in_use, rate_under
+from stages.landscape.rates import rate_in_use
 from stages.params import SummarizeConfig
 from stages.ratings.apply import Ratings
 from stages.records import Effect, RateRecord
@@ -29,7 +29,8 @@ def overall_rate(landscape: CellRates, probes: pd.DataFrame, space: ConceptSpace
     if landscape.exact or not (probes["role"] == "control").any():
         error = space.error_of_mean(landscape.cells(space), landscape.rates, landscape.use)
         return less_sure(landscape.mean_rate(), error, SHARE)
-    return rate_under(space, probes, None, exact=False)
+    control = probes[probes["role"] == "control"]
+    return rate_in_use(space, control["failed"].to_numpy(dtype=bool), control).rate
 
 
 def alone(
@@ -239,11 +240,7 @@ def against_automatic(
     found, valid = control["automatic"].to_numpy(), control["valid"].to_numpy(dtype=bool)
 
     def of_control(which: np.ndarray) -> RateRecord:
-        if not people.exact:
-            return RateRecord.from_rate(rate_in_use(space, which, control).rate)
-        resampler = Resampler(control["item"], RESAMPLES, seed, control.get("group"))
-        use = space.weights(control[space.names].to_numpy(dtype=np.int64), len(item_ids))
-        return RateRecord.from_rate(resampler.mean(which.astype(float), use, SHARE))
+        return RateRecord.from_rate(rate_in_use(space, which, control).rate)
 
     summary = Automatic(
         threshold=threshold,

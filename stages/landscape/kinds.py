@@ -5,35 +5,40 @@ the grid hardly adds. Boosted trees with an attribute beside the levels find it 
 estimate how the kinds differ around the landscape's rates, and the model is queried again in the regions found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from itertools import combinations
+from math import prod
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.estimate import CellRates
 from stages.landscape.pairs import UNKNOWN
+from stages.tasks.contract import AND_LABEL
 
 FEWEST_ITEMS = 5  # items with a value, for a region about it
+CROSSED = 3.0  # t-statistic of a pair of values against all others of either, for a region about the pair
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One attribute of the items.
+    """One attribute of the items, or two together.
 
     Args:
-        attribute: its name, "" for all items together.
-        values: values that at least five items have, but not all.
+        attributes: their names, none for all items together.
+        values: values of these attributes that at least five items have, but not all.
         having: (values, items) bool, whether each item has each value.
         rates: (values, cells) failure rates.
     """
 
-    attribute: str
-    values: list[str]
+    attributes: tuple[str, ...]
+    values: Sequence[tuple[str, ...]]
     having: np.ndarray
     rates: np.ndarray
 
@@ -41,6 +46,13 @@ class Kind:
     def share(self) -> np.ndarray:
         """Share of the items with each value, (values,)."""
         return self.having.mean(axis=1)
+
+    def rows(self, region: Region) -> list[int]:
+        """Return which values a region allows that has conditions on no other attributes."""
+        at = {name: self.attributes.index(name) for name in region.items}
+        return [
+            k for k, own in enumerate(self.values) if all(own[at[name]] in some for name, some in region.items.items())
+        ]
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,8 @@ class Rates:
         cells: (n, concepts) level indices, all that occur in use or a sample.
         use: (n,) share of use of each, or of what it stands for.
         attributes: attributes of the items, one row each.
-        kinds: first all items together, without an attribute; then each attribute with a value shared by enough items.
+        kinds: first all items together, without an attribute; then each attribute with a value shared by enough items,
+            and each two attributes with values that fail together.
     """
 
     space: ConceptSpace
@@ -64,16 +77,17 @@ class Rates:
     def of_cells(cls, space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, use: np.ndarray | None = None) -> Self:
         """Create the rates (n,) of cells (n, concepts) for all items together, by default equally common."""
         use = np.full(len(cells), 1 / len(cells)) if use is None else use
-        return cls(space, cells, use, UNKNOWN, (Kind("", [""], np.ones((1, 1), dtype=bool), rates[None]),))
+        return cls(space, cells, use, UNKNOWN, (_everything(1, rates),))
 
     def rate(self, region: Region) -> float:
-        """Mean rate in a region about values of one attribute or about all items; 0 if it contains no cells."""
+        """Mean rate in a region; 0 if it contains no cells, or items whose rate is unknown."""
         inside = region.in_box(self.space, self.cells)
         if self.use[inside].sum() <= 0:
             return 0.0
-        attribute, values = next(iter(region.items.items()), ("", ("",)))
-        kind = next(kind for kind in self.kinds if kind.attribute == attribute)
-        rows = [kind.values.index(value) for value in values]
+        kind = self._kind(region)
+        rows = kind.rows(region)
+        if region.items and kind.having[rows].sum() < region.about(self.attributes).sum():
+            return 0.0
         means = np.average(kind.rates[rows][:, inside], axis=1, weights=self.use[inside])
         return float(np.average(means, weights=kind.share[rows]))
 
@@ -82,15 +96,17 @@ class Rates:
         return region_size(self.space, region, self.attributes) / len(self.attributes)
 
     def within(self, region: Region) -> Self:
-        """Restrict the rates to the cells of a region, and if it is about some items, to the kinds of these items."""
+        """Restrict the rates to the cells of a region, and if it is about some items, to their kinds, its own first."""
         inside = region.in_box(self.space, self.cells)
-        kinds = [replace(kind, rates=kind.rates[:, inside]) for kind in self.kinds]
-        if region.items:
-            [(attribute, values)] = region.items.items()
-            kind = next(kind for kind in kinds if kind.attribute == attribute)
-            rows = [kind.values.index(value) for value in values]
-            kinds = [Kind(attribute, list(values), kind.having[rows], kind.rates[rows])]
+        kinds = []
+        for kind in self.kinds:
+            if set(region.items) <= set(kind.attributes) and (rows := kind.rows(region)):
+                values = [kind.values[row] for row in rows]
+                kinds.append(Kind(kind.attributes, values, kind.having[rows], kind.rates[rows][:, inside]))
         return replace(self, cells=self.cells[inside], use=self.use[inside], kinds=tuple(kinds))
+
+    def _kind(self, region: Region) -> Kind:
+        return next(kind for kind in self.kinds if kind.attributes == tuple(region.items))
 
     def free(self, kind: Kind, regions: Sequence[Region]) -> np.ndarray:
         """Share of the items of each value that are in none of the regions, in each cell: (values, cells)."""
@@ -111,20 +127,71 @@ def region_size(space: ConceptSpace, region: Region, attributes: pd.DataFrame) -
 def rates_of(landscape: CellRates, space: ConceptSpace, probes: pd.DataFrame, attributes: pd.DataFrame) -> Rates:
     """Compute the rates of a landscape, for all items and for each kind."""
     cells = landscape.cells(space)
-    kinds = [Kind("", [""], np.ones((1, len(attributes)), dtype=bool), landscape.rates[None])]
+    kinds = [_everything(len(attributes), landscape.rates)]
+    for names, values, code in [*_single(attributes), *_crossed(probes, attributes)]:
+        having = np.stack([code == number for number in range(len(values))])
+        if landscape.answers is not None:
+            rates = having @ landscape.answers / having.sum(axis=1, keepdims=True)
+        else:
+            of_probes = pd.Series(code, attributes.index).loc[probes["item"]].to_numpy()
+            learnt = _learn(probes, of_probes % (len(values) + 1), len(values) + 1, space, cells)
+            share = np.append(having.mean(axis=1), 1 - having.any(axis=0).mean())
+            rates = np.clip(landscape.rates + learnt[:-1] - share @ learnt, 0, 1)
+        kinds.append(Kind(names, values, having, rates.astype(np.float32)))
+    return Rates(space, cells, landscape.use, attributes, tuple(kinds))
+
+
+def _everything(items: int, rates: np.ndarray) -> Kind:
+    return Kind((), [()], np.ones((1, items), dtype=bool), rates[None])
+
+
+class _Coded(NamedTuple):
+    """Attributes, the values that a kind has, and the number of each item's value, -1 for any other: (items,)."""
+
+    names: tuple[str, ...]
+    values: Sequence[tuple[str, ...]]
+    code: np.ndarray
+
+
+def _single(attributes: pd.DataFrame) -> Iterator[_Coded]:
     for name in attributes:
         counts = attributes[name].value_counts()
         if values := sorted(counts.index[(counts >= FEWEST_ITEMS) & (counts < len(attributes))]):
-            having = np.stack([(attributes[name] == value).to_numpy() for value in values])
-            if landscape.answers is not None:
-                rates = having @ landscape.answers / having.sum(axis=1, keepdims=True)
-            else:
-                code = pd.Index(values).get_indexer(attributes[name].loc[probes["item"]])
-                learnt = _learn(probes, code % (len(values) + 1), len(values) + 1, space, cells)
-                share = np.append(having.mean(axis=1), 1 - having.any(axis=0).mean())
-                rates = np.clip(landscape.rates + learnt[:-1] - share @ learnt, 0, 1)
-            kinds.append(Kind(str(name), values, having, rates.astype(np.float32)))
-    return Rates(space, cells, landscape.use, attributes, tuple(kinds))
+            yield _Coded((str(name),), [(v,) for v in values], pd.Index(values).get_indexer(attributes[name]))
+
+
+def _crossed(probes: pd.DataFrame, attributes: pd.DataFrame) -> Iterator[_Coded]:
+    """Yield two attributes if items with some pair of values fail more often than all others with either of them.
+
+    Both must be so by Welch's t-statistic (1947) of the items' shares of failures among the control's probes, so that
+    few attributes are searched together. Attributes that already name two (`AND_LABEL`) are crossed with no other.
+    """
+    failed = probes[probes["role"] == "control"].groupby("item")["failed"].mean().reindex(attributes.index).to_numpy()
+    names = [str(name) for name in attributes if not str(name).endswith(AND_LABEL)]
+    for pair in combinations(names, 2):
+        (one, of_one), (other, of_other) = (pd.factorize(attributes[name], sort=True) for name in pair)
+        both, shape = (one >= 0) & (other >= 0), (len(of_one), len(of_other))
+        known = both & ~np.isnan(failed)
+        at = np.ravel_multi_index((one[known], other[known]), shape)
+        powers = np.stack([np.bincount(at, failed[known] ** k, prod(shape)).reshape(shape) for k in range(3)])
+        above = powers[0] >= FEWEST_ITEMS
+        for axis in (1, 2):
+            rest = powers.sum(axis=axis, keepdims=True) - powers
+            with np.errstate(all="ignore"):  # one value alone compares with nothing: not a number
+                t = stats.ttest_ind_from_stats(*_moments(powers), *_moments(rest), equal_var=False).statistic
+                above &= t > CROSSED
+        if above.any():
+            found = powers[0] >= FEWEST_ITEMS
+            values = [(str(of_one[i]), str(of_other[j])) for i, j in np.argwhere(found)]
+            code = np.full(shape, -1)
+            code[found] = np.arange(len(values))
+            yield _Coded(pair, values, np.where(both, code[one, other], -1))
+
+
+def _moments(powers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, standard deviation and count of groups, given their sums of the powers 0, 1 and 2: (3, ...)."""
+    n, mean = powers[0], powers[1] / powers[0]
+    return mean, np.sqrt(np.maximum(powers[2] / n - mean**2, 0) * n / (n - 1)), n
 
 
 def _learn(probes: pd.DataFrame, kind: np.ndarray, kinds: int, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:

@@ -45,9 +45,10 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
     covered cells by more than half is rejected; regions that overlap or touch are merged if together they fill the
     smallest box around them and its rate is as high.
 
-    If items have attributes, a region may be about those with one value, and then may have conditions on one concept
-    fewer. Each kind has its own level. A peak, within a region or in what all regions leave, is named however small it
-    is and however many conditions it needs, see `_peak`; it replaces the last region at the maximum number.
+    If items have attributes, a region may be about those with one value, or with two values that fail together, and
+    then has room for one or two conditions on concepts fewer. Each kind has its own level. A peak, within a region or
+    in what all regions leave, is named however small it is and however many conditions it needs, see `_peak`; it
+    replaces the last region at the maximum number.
 
     Args:
         limits: the number of regions, of their conditions, and their share of use; combinations of concepts with
@@ -265,7 +266,7 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
         common = level if common is None else common
         quality, value, region = _best_of_kind(known, kind, free, level, common, limits)
         # A condition on items has to add enough, or noise in the estimate would add it.
-        earns = ITEMS_EARN if best_region is not None and not best_region.items else 1.0
+        earns = ITEMS_EARN if best_region is not None and len(kind.attributes) > len(best_region.items) else 1.0
         if region is not None and value > best_value * earns:
             best, best_value, best_region = quality, value, region
     return best, best_region
@@ -274,16 +275,16 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
 def _best_of_kind(
     known: Rates, kind: Kind, free: np.ndarray, level: float, common: float, limits: SummarizeConfig
 ) -> tuple[float, float, Region | None]:
-    """Return the region of highest quality about values of one attribute, its quality, and that above a common level.
+    """Return the region of highest quality about values of a kind, its quality, and that above a common level.
 
     Two attributes often explain the same failures. Above a common level the one that needs fewer other items is better.
     """
     best, value, best_region = 1e-9, 1e-9, None
     weights = np.stack([np.ones(free.shape), free, free * (kind.rates - level)])
     weights = weights * kind.share[:, None] * known.use / known.use.sum()
-    conditions = limits.max_conditions - bool(kind.attribute)
+    conditions = limits.max_conditions - len(kind.attributes)
     for concepts, chosen in _conjunctions(known, weights[2].sum(axis=0), conditions, len(kind.values)):
-        if not concepts and not kind.attribute:
+        if not concepts and not kind.attributes:
             continue  # everything is not a region
         shares, new, quality = _box_sums(known, weights, concepts, chosen)
         allowed = (shares >= limits.min_support) & (shares >= SMALLEST) & (new > (1 - MAX_OVERLAP) * shares)
@@ -296,7 +297,7 @@ def _best_of_kind(
             picked = [np.flatnonzero(chosen[i][pick]) for i, pick in enumerate(picks)]
             best_region = Region(
                 {known.space.names[j]: tuple(levels.tolist()) for j, levels in zip(concepts, picked, strict=True)},
-                {kind.attribute: (kind.values[of_kind],)} if kind.attribute else {},
+                {name: (value,) for name, value in zip(kind.attributes, kind.values[int(of_kind)], strict=True)},
             )
     return best, value, best_region
 

@@ -12,7 +12,6 @@ measure fails, and among what it passes, weighted by how often the measure fails
 
 from functools import partial
 from io import BytesIO
-from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -24,13 +23,12 @@ from stages.concepts import ConceptSpace, Region
 from stages.concepts.usage import Usage
 from stages.core.errors import UsageError
 from stages.core.files import read_named
-from stages.core.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, share
+from stages.core.intervals import LEVEL, NO_RATE, Rate, share
 from stages.params import SpotCheckConfig
 from stages.records import RateRecord
 from stages.records.landscape import Corrected
 
 EVERYWHERE = Region({})
-_SHRUNK = 1.0  # failures at the overall rate, added to a stratum for its variance: no failure in 5 is not certainty
 
 
 class InUse(NamedTuple):
@@ -38,8 +36,7 @@ class InUse(NamedTuple):
 
     Args:
         rate: the rate with its interval; `n` counts probes.
-        effective: Kish's effective sample size, less what a measured usage may be off; infinite where all pairs were
-            probed and the usage was not measured.
+        effective: that number; it may be a fraction.
     """
 
     rate: Rate
@@ -65,22 +62,23 @@ def rate_in_use(
 ) -> InUse:
     """Return how often `which` is true in use.
 
-    The interval is Wilson's (1927) at the effective sample size, for querying *these* items; a stratum whose pairs were
-    all probed adds nothing to it, and one without a probe may have any rate. If items belong to groups, the interval
-    resamples groups, see `Resampler`. The error of a usage that was measured is part of it, see `Usage.error_of_mean`.
+    The interval is for other items like these: all probes of an item are resampled together, see `Resampler`. What the
+    usage has where nothing was probed may fail at any rate, which widens it, as does the error of a usage that was
+    measured, see `Usage.error_of_mean`.
 
     Args:
         which: (n,) bool.
         probes: n draws from the cells of `within` and the items it covers, as the control makes them.
         within: the region that the probes are in.
         among: (n,) bool, of which of them the rate is; None for all.
-        usage: another usage of the grid than its own. What it has in cells that were never drawn may have any rate.
+        usage: another usage of the grid than its own.
         level: of the interval.
     """
     here = space.usage if usage is None else usage
     kept = np.ones(len(probes), dtype=bool) if among is None else among
     if here is None:
-        return InUse(share(which[kept], probes[kept], level), float(kept.sum()))
+        rate = share(which[kept], probes[kept], level)
+        return InUse(rate, _effective(rate, np.ones(rate.n), level) if rate.n else 0.0)
     cells = probes[space.names].to_numpy(dtype=np.int64)
     allowed = {space.names.index(name): levels for name, levels in within.allowed.items()}
     chances = space.chances(cells, probes["item"].nunique(), allowed)
@@ -95,28 +93,8 @@ def rate_in_use(
     weights = ratio * (mass / np.where(known, found, 1.0))[changes] * kept
     if weights.sum() <= 0:
         return InUse(NO_RATE, 0.0)
-    effective = weights.sum() ** 2 / float((weights**2).sum())
-    error = partial(here.error_of_mean, cells)
-    if "group" in probes:
-        sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"], error)
-        return InUse(_widened(sampler.mean(which.astype(float), weights, SHARE, level), unknown), effective)
-    off = error(which, weights)
-    if among is not None:
-        value = float(np.average(which, weights=weights))
-        effective = _less_sure(effective, value, off)
-        return InUse(_widened(_wilson(value, effective, int(among.sum()), level), unknown), effective)
-    rates = np.bincount(changes, ratio * which, len(mass)) / np.where(known, found, 1.0)
-    squares = np.where(known, np.bincount(changes, ratio**2, len(mass)), 1.0)
-    size, left = found**2 / squares, np.bincount(changes, ratio**2 * (1 - chances), len(mass)) / squares
-    strata = mass / mass.sum()
-    value = float(strata @ rates)
-    more = _SHRUNK / max(value * (1 - value), 1 / len(which))
-    half = 0.5 / len(which)  # of a failure, so that neither no failure nor failures alone are certainty
-    shrunk = np.minimum((rates * size + more * value + half) / (size + more), 1 - half / (size + more))
-    variance = float((strata**2 * shrunk * (1 - shrunk) * left / np.where(known, size, 1.0)).sum())
-    middle = float(np.clip(strata @ shrunk, 1e-9, 1 - 1e-9))
-    effective = _less_sure(middle * (1 - middle) / variance if variance > 0 else float("inf"), value, off)
-    return InUse(_widened(_wilson(value, effective, len(which), level), unknown), effective)
+    rate = share(which, probes, level, weights, partial(here.error_of_mean, cells))
+    return InUse(_widened(rate, unknown), _effective(rate, weights, level))
 
 
 def _drawn(space: ConceptSpace, allowed: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
@@ -127,41 +105,13 @@ def _drawn(space: ConceptSpace, allowed: dict[int, tuple[int, ...]]) -> dict[int
     return {j: tuple(np.intersect1d(of, allowed.get(j, of)).tolist()) for j, of in levels.items()}
 
 
-def rate_under(space: ConceptSpace, probes: pd.DataFrame, usage: Usage | None, *, exact: bool) -> Rate:
-    """Return the failure rate under a usage, without a query.
-
-    Args:
-        space: the grid with the usage by which the probes were drawn.
-        probes: as in probes.parquet; only the control's count.
-        usage: any usage of the grid; None for that of the grid. What it has in cells that were never drawn, such as
-            more changes at once, may fail at any rate, and widens the interval.
-        exact: whether all pairs were probed; then the interval resamples items.
-    """
-    control = probes[probes["role"] == "control"]
-    failed, here = control["failed"].to_numpy(dtype=bool), space.usage if usage is None else usage
-    if not exact or here is None:
-        return rate_in_use(space, failed, control, usage=usage).rate
-    cells = control[space.names].to_numpy(dtype=np.int64)
-    weights = here.density(cells)
-    error = partial(here.error_of_mean, cells)
-    return Resampler(control["item"], RESAMPLES, 0, control.get("group"), error).mean(
-        failed.astype(float), weights, SHARE
-    )
-
-
-def _less_sure(effective: float, value: float, error: float) -> float:
-    """Return the effective sample size of a rate that has another error, too (standard deviation)."""
-    return effective if error == 0 else 1 / (1 / effective + error**2 / (value * (1 - value)))
-
-
-def _wilson(value: float, effective: float, n: int, level: float) -> Rate:
-    """Return a proportion with Wilson's interval at a sample size that need not be a whole number."""
-    if effective == float("inf"):
-        return Rate(value, value, value, n)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = (value + z**2 / (2 * effective)) / (1 + z**2 / effective)
-    spread = z * sqrt(value * (1 - value) / effective + z**2 / (4 * effective**2)) / (1 + z**2 / effective)
-    return Rate(value, min(value, max(0.0, centre - spread)), max(value, min(1.0, centre + spread)), n)
+def _effective(rate: Rate, weights: np.ndarray, level: float) -> float:
+    """Return the number of plain draws with an interval as wide, at most Kish's effective sample size (1965)."""
+    kish = float(weights.sum() ** 2 / (weights**2).sum())
+    if rate.low < rate.value < rate.high:
+        error = (rate.high - rate.low) / 2 / NormalDist().inv_cdf((1 + level) / 2)
+        return min(kish, rate.value * (1 - rate.value) / error**2)
+    return kish
 
 
 def _widened(rate: Rate, unknown: float) -> Rate:
@@ -231,7 +181,7 @@ def correct(space: ConceptSpace, control: pd.DataFrame, judged: pd.DataFrame, se
     """Return the failure rate in use that people would find, from their verdicts on some of the control's probes.
 
     The interval is that of the posterior under Jeffreys' prior for each of the three rates, with the control's finite
-    number of probes taken into account. Groups of items are not resampled. Raises a UsageError if a verdict is on an
+    number of probes taken into account. Raises a UsageError if a verdict is on an
     answer that the control did not get, or there are fewer than 20.
 
     Args:
@@ -254,11 +204,11 @@ def correct(space: ConceptSpace, control: pd.DataFrame, judged: pd.DataFrame, se
     by_measure = np.array([one is not None and one[0] for one in found])
     draws, fails = judged["draws"].to_numpy(), judged["fails"].to_numpy(dtype=bool)
     measured = rate_in_use(space, failed, control)
-    share, size = measured.rate.value, min(measured.effective, 1e12)
+    of_measure, size = measured.rate.value, measured.effective
     rng = np.random.default_rng([seed, 6])
     value, total = 0.0, np.zeros(_DRAWS)
-    shares = rng.beta(share * size + 0.5, (1 - share) * size + 0.5, _DRAWS)
-    for side, of_use, drawn in ((by_measure, share, shares), (~by_measure, 1 - share, 1 - shares)):
+    shares = rng.beta(of_measure * size + 0.5, (1 - of_measure) * size + 0.5, _DRAWS)
+    for side, of_use, drawn in ((by_measure, of_measure, shares), (~by_measure, 1 - of_measure, 1 - shares)):
         yes, no = int(draws[side & fails].sum()), int(draws[side & ~fails].sum())
         finite = 1 / (1 + (yes + no) / max(of_use * size, 1.0))
         value += of_use * (yes / (yes + no) if yes + no else float(side is by_measure))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.concepts.usage import Usage
-from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
+from stages.core.intervals import LEVEL, Rate, holm, resamples_for, share
 from stages.landscape.compare import MIN_PAIRS, PairedAnswers
 from stages.landscape.rates import rate_in_use
 from stages.records import RateRecord
@@ -37,8 +37,6 @@ SIGNIFICANT = 0.05
 DRAWS = 19_999  # permutations of items: enough for a p-value below 0.05 after adjustment for 600 tests
 MOST_DEALT = 5_000  # items that are permuted, in some seconds
 FEW = 200  # with more items than that, up to this many are drawn for a value; sums of more are normal
-MOST_HELD = 100_000_000  # items of a value times resamples, 800 MB
-IN_TAIL = 25  # resamples beyond each end of a joint interval
 NAMES_LABEL = 0.95  # minimum share of passing probes whose output is the label, for outputs to name classes
 FEWEST_NAMED = 20
 MOST_CONFUSIONS = 100
@@ -53,7 +51,6 @@ class _Asked(NamedTuple):
 
     probes: pd.DataFrame
     row: np.ndarray
-    exact: bool
     seed: int
     space: ConceptSpace | None = None
 
@@ -66,20 +63,10 @@ class _Asked(NamedTuple):
         return self._replace(probes=self.probes[mask], row=self.row[mask])
 
     def rate(self, level: float = LEVEL) -> Rate:
-        """Failure rate; on an enumerated grid the interval resamples items."""
-        if not self.exact:
-            if self.space is None:
-                return share(self.failed, self.probes, level)
-            return rate_in_use(self.space, self.failed, self.probes, level=level).rate
-        resamples = max(RESAMPLES, _resamples(level, len(np.unique(self.row))))
-        sampler = Resampler(self.row, resamples, self.seed, self.probes.get("group"), self._error)
-        return sampler.mean(self.failed.astype(float), self.weights, SHARE, level)
-
-    def _error(self, values: np.ndarray, weights: np.ndarray) -> float:
+        """Failure rate, with an interval for other items like these."""
         if self.space is None:
-            return 0.0
-        cells = self.probes[self.space.names].to_numpy(dtype=np.int64)
-        return self.space.error_of_mean(cells, values, weights)
+            return share(self.failed, self.probes, level)
+        return rate_in_use(self.space, self.failed, self.probes, level=level).rate
 
     @property
     def weights(self) -> np.ndarray:
@@ -103,14 +90,10 @@ def measure_slices(
 ) -> Slices | None:
     """Measure failure rates of every value of every attribute, in use and inside each mode, and confusions.
 
-    Intervals are about *these* items: the control's probes are even draws from a value's items and all cells, weighted
-    to stand for use, so the interval covers the rate of these items in use. A value may have only a few items, so other
-    items with it may fail more or less often. On an enumerated grid the rate is known, and groups of items are few: in
-    both cases, intervals come from resampling items or groups, for others like these.
-
-    On either grid, the test of a value against all other items is about items, see `worse_values`. A value is marked as
-    worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval is above the overall
-    rate. A group by label is compared with the items of its label alone.
+    Rates are of the control's probes, weighted to stand for use; their intervals, and the test of a value against all
+    other items (`worse_values`), are about other items like these. A value is marked as worse if its p-value, adjusted
+    for all values of all attributes, is below 0.05 and its interval is above the overall rate. A group by label is
+    compared with the items of its label alone.
 
     Inside a mode, its fresh probes and all of the control's count, including those that helped to find it: all rates
     there may be equally too high. Compare them with each other. Confusions there come from the probes of its rate.
@@ -129,7 +112,7 @@ def measure_slices(
     control, row = control[row >= 0], row[row >= 0]
     if not len(attributes.columns) or control.empty:
         return None
-    asked = _Asked(control, row, exact, seed, space)
+    asked = _Asked(control, row, seed, space)
     coded = {str(name): pd.factorize(attributes[name], sort=True) for name in attributes}
     weights, codes_of = asked.weights, [codes for codes, _ in coded.values()]
     p_values = worse_values(asked.failed, row, codes_of, seed, control.get("group"), weights)
@@ -332,11 +315,6 @@ def joint_level(values: int) -> float:
     return 1 - (1 - LEVEL) / max(1, values)
 
 
-def _resamples(level: float, items: int) -> int:
-    """Return the number of resamples for an interval of this level, as far as memory allows for the number of items."""
-    return int(min(20_000, np.ceil(2 * IN_TAIL / (1 - level)), MOST_HELD // max(1, items)))
-
-
 def _bounds(rate: Rate) -> Bounds:
     record = RateRecord.from_rate(rate)
     return Bounds(low=record.low, high=record.high)
@@ -423,7 +401,7 @@ def compare_slices(
         for number, value in enumerate(values):
             of = codes[row] == number
             some = {model: answers[of] for model, answers in failed.items()}
-            n = max(resamples, _resamples(level, len(np.unique(items[of]))))
+            n = max(resamples, resamples_for(level, len(np.unique(items[of]))))
             covered = float(shares[codes == number].mean())
             own, some_use = (None if of_all is None else of_all[of] for of_all in (groups, use))
             paired = PairedAnswers(

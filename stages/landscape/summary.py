@@ -26,7 +26,7 @@ from stages.landscape.describe import (
 from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.modes import skipped_combinations
 from stages.landscape.pairs import UNKNOWN, probes_inside
-from stages.landscape.rates import rate_under
+from stages.landscape.rates import rate_in_use
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.landscape.slices import measure_slices
 from stages.params import AuditConfig, RatingsConfig
@@ -91,8 +91,8 @@ def summarize(task: LoadedTask, found: Discover, fresh: Fresh, audit: AuditConfi
         overall_estimated=RateRecord.from_rate(landscape.mean_rate()),
         effects=main_effects(landscape, space, probes),
         alone=alone(space, probes, [mode.region for mode in modes], known),
-        half_as_much=_as_much(0.5, landscape, probes, space),
-        twice_as_much=_as_much(2.0, landscape, probes, space),
+        half_as_much=_as_much(0.5, probes, space),
+        twice_as_much=_as_much(2.0, probes, space),
         modes=[
             records.ModeRecord(
                 **measure_region(mode, space),
@@ -151,11 +151,13 @@ def conditions(task: LoadedTask, attributes: pd.DataFrame) -> pd.DataFrame:
     return shared
 
 
-def _as_much(factor: float, landscape: CellRates, probes: pd.DataFrame, space: ConceptSpace) -> RateRecord | None:
+def _as_much(factor: float, probes: pd.DataFrame, space: ConceptSpace) -> RateRecord | None:
     """Return the failure rate if `factor` times as much changed as is assumed; None if all cells are equally common."""
     if space.usage is None or space.neutral is None:
         return None
-    return RateRecord.from_rate(rate_under(space, probes, space.usage.times(factor), exact=landscape.exact))
+    control = probes[probes["role"] == "control"]
+    failed = control["failed"].to_numpy(dtype=bool)
+    return RateRecord.from_rate(rate_in_use(space, failed, control, usage=space.usage.times(factor)).rate)
 
 
 def measure_region(mode: Mode, space: ConceptSpace) -> dict[str, Any]:

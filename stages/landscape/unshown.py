@@ -85,15 +85,12 @@ def bound_unshown(
 def _most(space: ConceptSpace, which: np.ndarray, control: pd.DataFrame) -> tuple[float, float]:
     """Return a rate in use and its upper bound, which holds for rare failures, too.
 
-    An effective sample size says too little if none or few of the probes fail: they may all be of the kind that counts
-    most. So one more failure of the largest weight is added to those found, as Fay and Feuer (1997, "Confidence
-    intervals for directly standardized rates") do, with a beta distribution in place of their gamma.
+    Resampling says too little if none or few of the probes fail: others may all be of the kind that counts most. So one
+    more failure of the largest weight is added to those found, as Fay and Feuer (1997, "Confidence intervals for
+    directly standardized rates") do, with a beta distribution in place of their gamma.
     """
     found = rate_in_use(space, which, control, level=ONE_SIDED).rate
-    if "group" in control:
-        return found.value, found.high
-    cells, items = control[space.names].to_numpy(dtype=np.int64), control["item"].nunique()
-    weights = space.weights(cells, items) * np.sqrt(1 - space.chances(cells, items))  # what was all probed is known
+    weights = space.weights(control[space.names].to_numpy(dtype=np.int64), control["item"].nunique())
     mean = found.value + float(weights.max())
     variance = (float(weights**2 @ which) + float(weights.max()) ** 2) * (1 - mean)
     if not 0 < variance < mean * (1 - mean):

@@ -35,11 +35,11 @@ from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
 LIMITS = (
-    "A rate belongs to this model, these items and this grid. It says nothing about other levels or concepts.",
+    "A rate belongs to this model, items like these and this grid. It says nothing about other levels or concepts.",
     "Most cells were probed a few times or not at all; their rate is an estimate based on neighbouring cells. "
     "Read regions and their intervals, not single cells.",
-    "Intervals are 95% intervals for the sampling of probes, or of items if everything was probed. They do "
-    "not cover items unlike the ones used here.",
+    "Intervals are 95% intervals for other items like these; those of single cells are for these items. They do not "
+    "cover items unlike the ones used here.",
     "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
 )
 ASSUMED = {  # by whether there is a usage

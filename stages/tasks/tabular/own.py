@@ -255,7 +255,7 @@ class OwnModel:
             raise
         except Exception as error:  # a user's model may fail in any way
             types = _few([f"{name} ({dtype})" for name, dtype in rows.dtypes.items()])
-            gaps = "; some have gaps, which the concept missing makes: without it there are only those of the data"
+            gaps = "; some values are missing: if the model accepts none, take `missing` out of concepts"
             raise UsageError(
                 f"prepare.model: {self.name} was given {len(rows):,} rows with {types} and ended with {_line(error)}"
                 f"{gaps if rows.isna().any(axis=None) else ''}"
