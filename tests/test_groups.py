@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from stages.concepts.space import Concept, ConceptSpace
-from stages.core.intervals import Resampler, share, wilson
+from stages.core.intervals import Resampler, share
 from stages.explorers.prober import Prober
 from stages.landscape.confirm import _known
 from stages.landscape.estimate import estimate_landscape
@@ -38,7 +39,13 @@ def test_intervals_hold_what_they_should_if_groups_are_resampled():
 def test_a_share_of_probes_resamples_groups_where_there_are_some():
     probes = pd.DataFrame({"item": [f"i{n}" for n in range(40)], "failed": np.repeat([True, False], [10, 30])})
     failed = probes["failed"].to_numpy()
-    assert share(failed, probes) == wilson(10, 40)
+    exact = stats.binomtest(10, 40).proportion_ci(0.95, method="exact")
+    assert share(failed, probes)[:3] == (0.25, exact.low, exact.high)
+    assert share(failed, probes, weights=np.ones(40))[:3] == pytest.approx((0.25, exact.low, exact.high), abs=0.01)
+    again, failed_again = (np.tile(one, 2) for one in (probes["item"], failed))
+    assert share(failed_again, pd.DataFrame({"item": again}))[:3] == pytest.approx((0.25, *exact), abs=0.01), (
+        "a second probe of an item that answers as the first says nothing new"
+    )
     grouped = share(failed, probes.assign(group=np.repeat(list("abcd"), 10)))
     assert grouped.value == 0.25 and grouped.high - grouped.low > 0.4
     failed = np.repeat([1.0, 0.0], 50)  # two groups are less certain than their many items, and one group is not

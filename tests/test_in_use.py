@@ -212,25 +212,24 @@ def test_weights_are_one_per_pair_where_all_were_probed() -> None:
     np.testing.assert_allclose(space.weights(cells, 5), space.density(cells) / 5)
     failed = cells[:, 0] > 0
     rate = rate_in_use(space, failed, probes).rate
-    assert rate.low == rate.value == rate.high == pytest.approx(space.usage.share({0: (1, 2)}) if space.usage else 0)
+    assert rate.value == pytest.approx(space.usage.share({0: (1, 2)}) if space.usage else 0)
     parts = shares_of_failures(space, probes.assign(failed=failed), [Region({"c": (0,)}), Region({})], pd.DataFrame())
     expected = Region({"a": (1, 2), "c": (0,)}).share(space) / Region({"a": (1, 2)}).share(space)
     assert parts == pytest.approx([expected, 1 - expected])
 
 
-def test_what_was_probed_in_full_adds_nothing_to_the_interval() -> None:
-    """All unchanged items were probed, and some others: only these leave a doubt."""
-    space = in_use(THREE, UsageConfig(changes=[0.9, 0.1]))
-    changed = np.eye(3, dtype=int)
-    all_unchanged = probes_of(space, np.arange(40), np.zeros((40, 3), dtype=int))
-    some = probes_of(space, np.arange(30), changed[np.arange(30) % 3])
-    probes = pd.concat([all_unchanged, some], ignore_index=True)
-    failed = np.arange(70) % 10 < 5
-    rate = rate_in_use(space, failed, probes).rate
-    assert rate.value == pytest.approx(0.9 * 0.5 + 0.1 * 0.5)
-    assert 0.01 < rate.high - rate.low < 0.1 * 0.45, "no wider than the tenth that was sampled"
-    few = pd.concat([all_unchanged[:20], all_unchanged[:1].assign(item="39"), some], ignore_index=True)
-    assert rate_in_use(space, np.arange(51) % 10 < 5, few).rate.high > rate.high + 0.02
+def test_more_probes_of_the_same_items_do_not_make_up_for_more_items() -> None:
+    """A third of the items fail always: which items were drawn is all that is left to chance."""
+    space = in_use(THREE, SKEW)
+    cells, _ = space.used(space.n_used, np.random.default_rng(0))
+    widths = []
+    for items, each in ((40, 9), (40, len(cells)), (400, 9)):
+        of = np.repeat(np.arange(items), each)
+        probes = probes_of(space, of, np.tile(cells[:: len(cells) // each][:each], (items, 1)))
+        rate = rate_in_use(space, of % 3 == 0, probes).rate
+        widths.append(rate.high - rate.low)
+    some_pairs, all_pairs, more_items = widths
+    assert all_pairs > 0.9 * some_pairs and more_items < 0.4 * some_pairs
 
 
 @pytest.mark.parametrize("n", [5, 29, 200])
@@ -247,28 +246,28 @@ def test_failures_alone_are_as_uncertain_as_no_failure(n: int) -> None:
 
 def test_a_number_of_changes_without_a_probe_may_have_any_rate() -> None:
     space = in_use(THREE, UsageConfig(changes=[0.5, 0.3, 0.2]))
-    probes = every_pair(space, 4)
+    probes = every_pair(space, 400)
     few = probes[(probes[space.names] > 0).sum(axis=1) < 2].reset_index(drop=True)
     rate = rate_in_use(space, np.zeros(len(few), dtype=bool), few).rate
-    assert (rate.value, rate.low) == (0, 0) and rate.high == pytest.approx(0.2)
+    assert (rate.value, rate.low) == (0, 0) and 0.2 < rate.high < 0.21
     rate = rate_in_use(space, np.ones(len(few), dtype=bool), few).rate
-    assert (rate.value, rate.high) == (1, 1) and rate.low == pytest.approx(0.8)
+    assert (rate.value, rate.high) == (1, 1) and 0.79 < rate.low < 0.8
     none = rate_in_use(space, np.zeros(0, dtype=bool), probes[:0])
     assert none.rate.n == 0 and none.counts == (0, 0)
 
 
 def test_what_another_usage_has_in_levels_that_were_never_drawn_may_have_any_rate() -> None:
     space = in_use(THREE, UsageConfig(changes=[0.5, 0.5], levels={"a": {1: 1}}))
-    probes = every_pair(space, 5)
+    probes = every_pair(space, 400)
     other = usage_of(THREE, UsageConfig(changes=[0.5, 0.4, 0.1], levels={"a": {1: 1, 2: 3}}))
     rate = rate_in_use(space, np.zeros(len(probes), dtype=bool), probes, usage=other).rate
     missing = other.by_changes()[2] + other.density(np.array([[2, 0, 0]]))[0]
     assert missing == pytest.approx(0.1 + 0.4 / 3 * 3 / 4)
-    assert (rate.value, rate.low) == (0, 0) and rate.high == pytest.approx(missing)
+    assert (rate.value, rate.low) == (0, 0) and missing < rate.high < missing + 0.01
     failed = probes["a"].to_numpy() == 1
     rate = rate_in_use(space, failed, probes, usage=other).rate
     a_1 = other.density(np.array([[1, 0, 0]]))[0]
-    assert (rate.value, rate.low) == (pytest.approx(a_1 / (1 - missing)), pytest.approx(a_1))
+    assert (rate.value, rate.low) == (pytest.approx(a_1 / (1 - missing)), pytest.approx(a_1, abs=0.01))
 
 
 def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:
@@ -332,10 +331,11 @@ def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
 
 def test_groups_widen_the_interval() -> None:
     [drawn] = simulations(SCENARIOS[3], 1)
-    failed = drawn.probes["failed"].to_numpy(dtype=bool)
-    grouped = drawn.probes.assign(group=(drawn.probes["item"].str[1:].astype(int) % 8).astype(str))
+    group = drawn.probes["item"].str[1:].astype(int) % 8
+    failed = drawn.probes["failed"].to_numpy(dtype=bool) | (group == 0).to_numpy()
+    grouped = drawn.probes.assign(group=group.astype(str))
     one, other = (rate_in_use(drawn.space, failed, table).rate for table in (drawn.probes, grouped))
-    assert other.value == pytest.approx(one.value) and other.high - other.low > 1.5 * (one.high - one.low)
+    assert other.value == pytest.approx(one.value) and other.high - other.low > 2.5 * (one.high - one.low)
 
 
 # Left to the benchmark: what differs from another one only in its rates.
@@ -379,7 +379,7 @@ def test_without_modes_the_bound_on_what_was_not_shown_is_that_of_the_rate() -> 
     upper = rate_in_use(drawn.space, failed, drawn.probes, level=0.9).rate.high
     assert upper <= (bound(drawn, []) or 1) < 1.02 * upper
     none = drawn._replace(probes=drawn.probes.assign(failed=False))
-    assert 2 / len(failed) < (bound(none, []) or 0) < 10 / len(failed), "about the rule of three"
+    assert 2 / 200 < (bound(none, []) or 0) < 5 / 200, "about the rule of three, for 200 items"
     assert bound(drawn._replace(probes=drawn.probes.assign(role="agent")), []) is None
 
 

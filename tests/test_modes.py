@@ -146,7 +146,7 @@ def test_regions_are_not_merged_where_the_box_around_them_fails_less():
     assert together.n_cells(space) == 20
 
 
-CONTROL = pd.DataFrame({"item": "i", "a": 0, "failed": np.arange(1000) < 250})
+CONTROL = pd.DataFrame({"item": np.arange(1000), "a": 0, "failed": np.arange(1000) < 250})
 
 
 def outcome(*answers: tuple[int, float]) -> list[Mode]:
@@ -163,7 +163,7 @@ def outcome(*answers: tuple[int, float]) -> list[Mode]:
         level, n = int(cells[0, 0]), len(cells)
         failures = round(answers[level][1] * n) if level in seen else answers[level][0]
         seen.add(level)
-        return pd.DataFrame({"failed": np.arange(n) < failures})
+        return pd.DataFrame({"item": np.arange(n), "failed": np.arange(n) < failures})
 
     regions = [Region({"a": (level,)}) for level in range(len(answers))]
     return confirm(rates, regions, CONTROL, Fresh(60 * len(answers), ask), seed=0)[0]
@@ -184,7 +184,7 @@ def test_a_region_whose_measured_interval_reaches_down_to_the_grids_rate_is_no_m
 
 
 def test_the_interval_of_half_the_grid_has_to_lie_above_the_other_half_not_above_both():
-    mode, other = outcome((30, 0.4), (0, 0.0))
+    mode, other = outcome((30, 0.375), (0, 0.0))
     assert mode.confirmed and mode.rate.low < 0.25, "of the whole grid 25% fail, so of the other half 10%"
     assert not other.confirmed
     assert not outcome((30, 0.2), (0, 0.0))[0].confirmed, "less than the grid, and than the other half"

@@ -1,6 +1,7 @@
 """Failure modes for some items only: found, confirmed against all others, repaired and measured."""
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from stages.core.errors import UsageError
 from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate_landscape
-from stages.landscape.kinds import Kind, Rates
+from stages.landscape.kinds import Kind, Rates, rates_of
 from stages.landscape.modes import _merge, find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs
 from stages.landscape.slices import measure_slices
@@ -105,6 +106,33 @@ def test_a_class_in_a_corner_is_cut_out_of_what_fails_a_little_around_it():
     assert CORNER in find_regions(known(rates), SummarizeConfig())
 
 
+def crossed(fails: Callable[[pd.DataFrame], pd.Series]) -> Rates:
+    """Rates learnt from 5 probes of each of 240 items, which have a region, an age and a colour."""
+    rng, ids = np.random.default_rng(0), [f"i{k:03d}" for k in range(240)]
+    values = {"region": ["north", "south", "east", "west"], "age": ["old", "young", "child"], "colour": ["red", "blue"]}
+    attributes = pd.DataFrame({name: rng.choice(some, 240) for name, some in values.items()}, index=ids)
+    probes = pd.DataFrame(SPACE.sample(1200, rng), columns=SPACE.names).assign(item=ids * 5, repeat=0, role="control")
+    probes["failed"] = rng.random(1200) < fails(attributes.loc[probes["item"]]).to_numpy()
+    probes["discrepancy"] = np.where(probes["failed"], 0.5, -0.5)
+    landscape = estimate_landscape(probes, ids, rng.normal(size=(240, 2)), SPACE, threshold=0.0, seed=0)
+    return rates_of(landscape, SPACE, probes, attributes)
+
+
+def test_two_attributes_that_fail_together_are_named_together():
+    """The old fail at 29% and the north at 22%: neither is as bad as the old of the north."""
+    rates = crossed(lambda of: 0.1 + 0.6 * ((of["region"] == "north") & (of["age"] == "old")))
+    pair = Region({}, {"region": ("north",), "age": ("old",)})
+    assert find_regions(rates, SummarizeConfig())[0] == pair
+    assert rates.rate(pair) == pytest.approx(0.7, abs=0.1) and rates.rate(Region({}, {"age": ("old",)})) < 0.4
+    unknown = Region({}, {"region": ("north",), "age": ("old", "nobody")})
+    assert rates.rate(unknown) == pytest.approx(rates.rate(pair)), "nobody has the other value"
+
+
+def test_an_attribute_that_fails_whatever_the_others_are_is_not_searched_with_them():
+    rates = crossed(lambda of: 0.1 + 0.5 * (of["region"] == "north"))
+    assert [kind.attributes for kind in rates.kinds] == [(), ("region",), ("age",), ("colour",)]
+
+
 def asked(rate: float, others: float):
     """The result of `confirm` for a corner where the label, and all others in the same cells, fail with these rates."""
     rng = np.random.default_rng(0)
@@ -114,7 +142,7 @@ def asked(rate: float, others: float):
         table = pd.DataFrame(cells, columns=SPACE.names).assign(item=np.array(IDS)[items])
         return table.assign(failed=rng.random(len(items)) < np.where(mine, rate, others))
 
-    control = pd.DataFrame({"failed": np.arange(1000) < 150})
+    control = pd.DataFrame({"item": np.arange(1000), "failed": np.arange(1000) < 150})
     return confirm(known(failing(CORNER)), [CORNER], control, Fresh(200, ask), seed=0)
 
 

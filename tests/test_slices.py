@@ -15,8 +15,9 @@ from scipy.stats import fisher_exact
 
 import faded
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.core import intervals
 from stages.core.errors import UsageError
-from stages.core.intervals import holm, wilson
+from stages.core.intervals import holm, share, wilson
 from stages.landscape import slices
 from stages.landscape.gates import landscape_gates, repair_gates
 from stages.landscape.slices import compare_slices, measure_slices, worse_values
@@ -79,9 +80,12 @@ def test_a_planted_class_that_fails_is_named_with_its_rate(nine):
     assert worst.rate == worst.failures / worst.probes and worst.rest == pytest.approx(0.1, abs=0.03)
     assert nine.worst == ("label", worst) and [value for _, value in nine.worse] == [worst]
     assert sum(one.probes for one in by_label.values) == 2000, "the agent's probes look for failures: none counts"
+    table = probes(NINE)
     for one in by_label.values:  # the joint intervals are those of Bonferroni
-        assert (one.low, one.high) == wilson(one.failures, one.probes)[1:3]
-        assert (one.joint.low, one.joint.high) == wilson(one.failures, one.probes, 0.995)[1:3]
+        own = table[table["item"].isin(np.array(ITEMS)[np.array(LABELS) == one.value])]
+        failed = own["failed"].to_numpy()
+        assert (one.low, one.high) == share(failed, own)[1:3]
+        assert (one.joint.low, one.joint.high) == share(failed, own, 0.995)[1:3]
         assert one.joint.low < one.low < one.high < one.joint.high
 
 
@@ -201,7 +205,7 @@ def test_before_and_after_are_weighed_as_in_the_grid_and_paired():
 
 def test_what_did_not_change_is_not_worse(monkeypatch):
     """In many audits one of ten values has risen by chance, so the number of tests must be accounted for."""
-    monkeypatch.setattr(slices, "IN_TAIL", 5)
+    monkeypatch.setattr(intervals, "IN_TAIL", 5)
     marked = above = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)

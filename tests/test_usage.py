@@ -272,20 +272,21 @@ def of_darkening(shares: np.ndarray, inputs: int | None) -> ConceptSpace:
 
 
 def test_intervals_in_use_hold_what_a_usage_measured_on_few_inputs_may_be_off():
-    every = pd.DataFrame(np.repeat(CELLS, 4, axis=0), columns=GRID.names).assign(item=[*"abcd"] * len(CELLS))
-    failed = (np.tile(np.arange(4), len(CELLS)) < 4 * np.repeat(FAILS, 4)).astype(bool)
+    every = pd.DataFrame(np.repeat(CELLS, 400, axis=0), columns=GRID.names)
+    every["item"] = [f"i{k}" for k in range(400)] * len(CELLS)
+    failed = np.concatenate([(np.arange(400) * 7 + cell * 67) % 400 < 400 * rate for cell, rate in enumerate(FAILS)])
     items, after = every["item"].to_numpy(dtype=str), np.zeros(len(every), dtype=bool)
     truth, rng = float(of_darkening(COMMON, None).density(CELLS) @ FAILS), np.random.default_rng(4)
     held, without = 0, 0
     for _ in range(100):
         shares = rng.multinomial(150, COMMON) + 0.5
         space = of_darkening(shares / shares.sum(), 150)
-        found = rate_in_use(space, failed, every).rate  # all pairs were probed: no other error
+        found = rate_in_use(space, failed, every).rate  # of many items all pairs were probed: little other error
         held += found.low <= truth <= found.high
         known = rate_in_use(of_darkening(space.usage.weights[0], None), failed, every).rate
         without += known.low <= truth <= known.high
         assert known.value == pytest.approx(found.value)
-    assert 0.9 <= held / 100 <= 0.99 and without < 12
+    assert 0.9 <= held / 100 <= 0.99 and without < 70
     pairs = {"before": failed, "after": after}
     given = (items, every[GRID.names].to_numpy(), after, 0.0, pairs)
     usages = (of_darkening(COMMON, inputs).usage for inputs in (None, 20))
