@@ -310,6 +310,14 @@ def test_results_of_another_run_are_told_from_tampering(workspace, tmp_path):
         check_intact("tiny")
 
 
+def test_the_file_that_names_the_code_is_written_again_without_a_word(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        code = Path("data/tiny/code.json")
+        code.write_text(code.read_text().replace('"report": "', '"report": "0'))
+        assert find_damage(stages_of(["tiny"])) and mend(stages_of(["tiny"])) == []
+
+
 @pytest.mark.slow
 def test_a_verdict_that_was_edited_and_committed_is_told_and_recomputed(workspace, tmp_path):
     copy = workspace.copy(tmp_path / "ws")

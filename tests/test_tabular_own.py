@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from stages.core.errors import UsageError
 from stages.params.audit import AuditConfig
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.tabular import TabularClassification
+from stages.tasks.tabular.init import RowsInit
 from tests.finished import faded
 from tests.workspace import Workspace, make_workspace
 
@@ -247,6 +249,21 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(sys, "path", [*sys.path])
     customers(200, 1).to_csv(tmp_path / "customers.csv", index=False)
     return make_workspace(tmp_path, {}, {})
+
+
+def test_init_names_a_function_that_is_not_there_before_it_writes_anything(empty: Workspace) -> None:
+    module = function(empty.path, "by_tenure", "return rows")["function"].partition(":")[0]
+    code, told, audits = init(empty, "--model", f"{module}:nobody")
+    assert code == 2 and "--model: nobody is not in" in told and not audits and not (empty.path / "data/mine").exists()
+
+
+def test_init_names_rows_and_columns_of_which_nothing_is_known(tmp_path: Path) -> None:
+    rows = customers(200, 1).assign(notes=np.nan)
+    rows.loc[:2, "churn"] = np.nan
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    ask: Any = SimpleNamespace(text=lambda *_: "churn", said=lambda _: None)
+    seen = RowsInit().data(tmp_path / "rows.csv", "rows.csv", ask)
+    assert seen.said.endswith("; 3 without churn are left out; nothing is known of notes")
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from flows.graph import Graph, audit_of, believe_only_bytes, read_graph
 from flows.graph.lock import LOCK, Hashes, directory_md5, locked_stages
 from flows.processes import end_leftovers
 from flows.workspace.pipeline import dvc_root, update_pipeline
+from stages.code import CODE
 from stages.core.environment import WORK
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import put_aside, replace_file
@@ -128,7 +129,9 @@ def mend(stages: Collection[str]) -> list[str]:
     hashes.save()
     copies = {damage.path: damage for damage in damages if damage.where == "cache"}  # several outputs may share a copy
     removed = [f"{damage}: removed" for damage in copies.values()]
-    redone = [f"{damage}: {damage.stage} is restored or run again" for damage in damages if damage.where != "cache"]
+    # `faded plan` writes what names the code, too.
+    outputs = [damage for damage in damages if damage.where != "cache" and damage.path.name != CODE.name]
+    redone = [f"{damage}: {damage.stage} is restored or run again" for damage in outputs]
     return [*_few(removed), *_few(redone)]
 
 

@@ -5,7 +5,7 @@ Also what `faded usage` has to know about rows.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import pandas as pd
 from stages.concepts.rows import CATALOGUE, Kind
 from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, one_of
-from stages.tasks.load import own_module_error
+from stages.tasks.load import own_function, own_module_error
 from stages.tasks.sources import parse_source
 from stages.tasks.tabular.data import DATA_LOADERS, SETS, column_kind, read_frame, without_gaps
 from stages.tasks.tabular.models import ESTIMATORS
@@ -84,6 +84,7 @@ class RowsInit(Init):
         if re.fullmatch(FUNCTION, name):
             if error := own_module_error(name, "--model"):
                 raise UsageError(error)
+            own_function(name, "--model")
             return Model(f"the function {name}, asked as it is", {"function": name}, black_box=True)
         if name not in ESTIMATORS:
             return None
@@ -110,7 +111,11 @@ class RowsInit(Init):
         own = ask.said("model") not in (None, *ESTIMATORS)
         if own and (dates := [name for name in frame if name != target and _is_date(frame[name])]):
             block["dates"] = dates
-        return _data("", block, path.parent, path, fitted=not own)
+        seen = _data("", block, path.parent, path, fitted=not own)
+        unlabelled, empty = int(frame[target].isna().sum()), [name for name in columns if frame[name].isna().all()]
+        also = [f"{unlabelled:,} without {target} are left out"] * bool(unlabelled)
+        also += [f"nothing is known of {', '.join(empty)}"] * bool(empty)
+        return replace(seen, said="; ".join([seen.said, *also]))
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
         raise UsageError(f"--data {name}: tables of the hub are not read; expected a .csv or .parquet file")
