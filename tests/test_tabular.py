@@ -22,6 +22,7 @@ from stages.tasks.contract import Compute, Pair, RepairPlan, TargetMode, TaskCon
 from stages.tasks.load import load_learner
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel
+from stages.tasks.tabular.probes import _table
 from tests.alone import load_alone
 from tests.finished import faded, run_stages
 from tests.workspace import Workspace
@@ -200,6 +201,11 @@ def write_csv(path: Path) -> None:
     frame["diagnosis"] = [loaded.target_names[i] for i in loaded.target]
     frame.loc[3, "mean area"] = np.nan
     frame.to_csv(path, index=False)
+
+
+def test_numbers_of_a_row_are_shown_as_people_write_them():
+    old, new = (pd.Series({"income": income, "age": 71.0, "rate": 0.12345}) for income in (25_800.0, 40_352.1))
+    assert _table(old, new) == "income: 25,800 → 40,352\nage: 71\nrate: 0.1235"
 
 
 def repository(folder: Path) -> Workspace:

@@ -226,9 +226,13 @@ class RowProbes(Task):
         ]
 
 
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _table(old: pd.Series, new: pd.Series) -> str:
     """Format one line per feature: "mean radius: 13.14 → 32.87" if it was changed."""
-    pairs = zip(
-        new.index, *([f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in (old, new)), strict=True
-    )
+    pairs = zip(new.index, *([_shown(value) for value in row] for row in (old, new)), strict=True)
     return "\n".join(f"{name}: {before if before == after else f'{before} → {after}'}" for name, before, after in pairs)
