@@ -14,7 +14,7 @@ from stages.core.errors import UsageError
 from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate_landscape
-from stages.landscape.kinds import Kind, Rates, rates_of
+from stages.landscape.kinds import Kind, Rates, _learn, rates_of
 from stages.landscape.modes import _merge, find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs
 from stages.landscape.slices import measure_slices
@@ -131,6 +131,14 @@ def test_two_attributes_that_fail_together_are_named_together():
 def test_an_attribute_that_fails_whatever_the_others_are_is_not_searched_with_them():
     rates = crossed(lambda of: 0.1 + 0.5 * (of["region"] == "north"))
     assert [kind.attributes for kind in rates.kinds] == [(), ("region",), ("age",), ("colour",)]
+
+
+def test_more_kinds_than_trees_can_tell_apart_without_an_order_are_learnt_all_the_same():
+    rng, kinds = np.random.default_rng(0), 300
+    of = np.repeat(np.arange(kinds), 10)
+    probes = pd.DataFrame(SPACE.sample(len(of), rng), columns=SPACE.names).assign(item=of.astype(str), failed=of < 60)
+    rates = _learn(probes, of, kinds, SPACE, SPACE.cells()).mean(axis=1)
+    assert rates[:50].min() > 0.5 > rates[70:].max()
 
 
 def asked(rate: float, others: float):

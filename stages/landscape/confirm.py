@@ -231,12 +231,12 @@ def rate_inside(
 
     If a region has few pairs, its common ones are rarer among distinct pairs than in use, so pairs are weighted.
     """
-    which, weights = _failed(probes) if which is None else which, np.ones(len(probes))
-    if space.usage is not None and not probes.empty:
-        cells, everything = probes[space.names].to_numpy(dtype=np.int64), np.ones(len(probes), dtype=bool)
-        weights = use_of_pairs(space, [region], attributes, cells, everything, 0, in_turn=True)
-    effective = float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
-    return InUse(share(which, probes, level, weights), effective)
+    which = _failed(probes) if which is None else which
+    if space.usage is None or probes.empty:
+        return InUse(share(which, probes, level), float(len(probes)))
+    cells, everything = probes[space.names].to_numpy(dtype=np.int64), np.ones(len(probes), dtype=bool)
+    weights = use_of_pairs(space, [region], attributes, cells, everything, 0, in_turn=True)
+    return InUse(share(which, probes, level, weights), float(weights.sum() ** 2 / (weights**2).sum()))
 
 
 def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,8 @@ from stages.tasks.contract import AND_LABEL
 
 FEWEST_ITEMS = 5  # items with a value, for a region about it
 CROSSED = 3.0  # t-statistic of a pair of values against all others of either, for a region about the pair
+MOST_CROSSED = 12  # pairs of attributes that are searched
+MOST_CATEGORIES = 255  # that scikit-learn's trees can tell apart without an order
 
 
 @dataclass(frozen=True)
@@ -160,32 +162,34 @@ def _single(attributes: pd.DataFrame) -> Iterator[_Coded]:
             yield _Coded((str(name),), [(v,) for v in values], pd.Index(values).get_indexer(attributes[name]))
 
 
-def _crossed(probes: pd.DataFrame, attributes: pd.DataFrame) -> Iterator[_Coded]:
-    """Yield two attributes if items with some pair of values fail more often than all others with either of them.
+def _crossed(probes: pd.DataFrame, attributes: pd.DataFrame) -> list[_Coded]:
+    """Return two attributes if items with some pair of values fail more often than all others with either of them.
 
     Both must be so by Welch's t-statistic (1947) of the items' shares of failures among the control's probes, so that
-    few attributes are searched together. Attributes that already name two (`AND_LABEL`) are crossed with no other.
+    few attributes are searched together: at most the 12 pairs where it is highest. Attributes that already name two
+    (`AND_LABEL`) are crossed with no other.
     """
     failed = probes[probes["role"] == "control"].groupby("item")["failed"].mean().reindex(attributes.index).to_numpy()
     names = [str(name) for name in attributes if not str(name).endswith(AND_LABEL)]
+    crossed = []
     for pair in combinations(names, 2):
         (one, of_one), (other, of_other) = (pd.factorize(attributes[name], sort=True) for name in pair)
         both, shape = (one >= 0) & (other >= 0), (len(of_one), len(of_other))
         known = both & ~np.isnan(failed)
         at = np.ravel_multi_index((one[known], other[known]), shape)
         powers = np.stack([np.bincount(at, failed[known] ** k, prod(shape)).reshape(shape) for k in range(3)])
-        above = powers[0] >= FEWEST_ITEMS
+        found, least = powers[0] >= FEWEST_ITEMS, np.full(shape, np.inf)
         for axis in (1, 2):
             rest = powers.sum(axis=axis, keepdims=True) - powers
             with np.errstate(all="ignore"):  # one value alone compares with nothing: not a number
                 t = stats.ttest_ind_from_stats(*_moments(powers), *_moments(rest), equal_var=False).statistic
-                above &= t > CROSSED
-        if above.any():
-            found = powers[0] >= FEWEST_ITEMS
+            least = np.minimum(least, np.where(found, np.nan_to_num(t, nan=0.0), 0.0))
+        if least.max() > CROSSED:
             values = [(str(of_one[i]), str(of_other[j])) for i, j in np.argwhere(found)]
             code = np.full(shape, -1)
             code[found] = np.arange(len(values))
-            yield _Coded(pair, values, np.where(both, code[one, other], -1))
+            crossed.append((least.max(), _Coded(pair, values, np.where(both, code[one, other], -1))))
+    return [coded for _, coded in sorted(crossed, key=lambda one: -one[0])[:MOST_CROSSED]]
 
 
 def _moments(powers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,7 +216,7 @@ def _learn(probes: pd.DataFrame, kind: np.ndarray, kinds: int, space: ConceptSpa
             max_leaf_nodes=8,
             min_samples_leaf=10,
             early_stopping=False,
-            categorical_features=[0],
+            categorical_features=[0] if kinds <= MOST_CATEGORIES else None,
             random_state=0,
         ).fit(np.column_stack([kind, probes[space.names]]), failed, sample_weight=weights.to_numpy())
         return np.stack([trees.predict_proba(np.insert(cells, 0, k, axis=1))[:, 1] for k in range(kinds)])
