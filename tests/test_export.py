@@ -26,6 +26,12 @@ def card_of(workspace: Workspace, readme: str | None = None, loader: str | None 
     return model_card(readme, *records_of({**found, **verdict}), decided.model_copy(update=plan or {}), loader)
 
 
+def test_a_card_says_what_was_measured_before_what_the_training_says_of_itself(workspace):
+    card = card_of(workspace, "---\ntags: [x]\n---\n\n# Mine\n\n## Numbers so far\n\n99%\n", "import torch\n")
+    headings = [line for line in card.splitlines() if line.startswith(("# ", "## "))]
+    assert headings == ["# Mine", "## Evaluation before and after", "## Numbers so far", "## How to load it"]
+
+
 @pytest.fixture
 def here(workspace):
     with inside(workspace):

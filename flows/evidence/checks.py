@@ -346,7 +346,7 @@ def check_card(bundle: Bundle) -> Check:
         return Check(f"not checked: it was written by faded {wrote}, this is {here}", [], "not checked")
     of = bundle.records
     section = evaluation_section(of.compare.comparison, of.conclude.verdict, of.collect_feedback.plan)
-    if not bundle.member(name).decode("utf-8").endswith(section):
+    if section not in bundle.member(name).decode("utf-8"):
         return Check("", [f"{name}: its section on the evaluation does not match the verdict"])
     return Check("its table matches the verdict", [])
 
