@@ -193,8 +193,9 @@ def model_card(
         loader: load.py of the repaired model's folder; None if there is none.
     """
     text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict.audit}"
-    head, *sections = re.split(r"\n(?=## )", text)  # what was measured comes before what the training says of itself
-    parts = [head, evaluation_section(comparison, verdict, plan), *sections]
+    # What was measured comes before what the training says of itself.
+    head, *rest = re.split(r"\n(?=## )", text, maxsplit=1)
+    parts = [head, evaluation_section(comparison, verdict, plan), *rest]
     if loader:
         parts.append(f"## How to load it\n\n`load.py` in this folder:\n\n```python\n{loader.rstrip()}\n```")
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
