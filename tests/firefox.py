@@ -46,9 +46,14 @@ class Firefox:
         return str(self._call("browsingContext.getTree", root=self.tab)["contexts"][0]["url"])
 
     def find(self, css: str) -> list[Any]:
-        """Elements by a selector."""
+        """Elements by a selector; none while a page gives way to the next."""
         locator = {"type": "css", "value": css}
-        return list(self._call("browsingContext.locateNodes", context=self.tab, locator=locator)["nodes"])
+        try:
+            return list(self._call("browsingContext.locateNodes", context=self.tab, locator=locator)["nodes"])
+        except AssertionError as error:
+            if "contextNode is null" in str(error):
+                return []
+            raise
 
     def click(self, css: str) -> None:
         """Click on the first element of a selector."""

@@ -56,9 +56,9 @@ def test_a_measure_that_people_never_overrule_stays_as_it_is_and_others_move() -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [0.05, 0.3])
-def test_its_intervals_cover_and_are_narrower_than_people_alone(error: float) -> None:
-    """400 simulations of 95% are below 92.5% in one of 100 cases; docs/judge.md has 1,500."""
+@pytest.mark.parametrize(("error", "most"), [(0.05, 0.7), (0.3, 1.01)])
+def test_its_intervals_cover_and_a_measure_that_errs_rarely_makes_them_narrower(error: float, most: float) -> None:
+    """400 simulations of 95% are below 92.5% in one of 100 cases."""
     inside, widths = [], []
     for number in range(400):
         control = searched(np.random.default_rng([number, 1]), 0.15, error, error)
@@ -69,7 +69,7 @@ def test_its_intervals_cover_and_are_narrower_than_people_alone(error: float) ->
         widths.append((rate.high - rate.low, alone.high - alone.low))
     assert np.mean(inside) >= 0.925
     with_measure, without = np.mean(widths, axis=0)
-    assert with_measure < without
+    assert with_measure < most * without
 
 
 def test_what_is_not_a_whole_spot_check_of_this_model_is_refused(tmp_path: Path) -> None:
