@@ -218,8 +218,7 @@ class Init(ABC):
     folders: ClassVar[str] = ""
     hub_split: ClassVar[str] = "validation"
     limited: ClassVar[bool] = True
-    # Of few items many answers say little about others: 200 rows, each probed 18 times, gave 20.2 to 22.2% where 23.8%
-    # of fresh ones fail.
+    # Of few items many answers say little about others, see "Intervals over items" in docs/method.md.
     most: ClassVar[Mapping[str, int]] = {"discover": 1000, "repair": 2000, "test": 1000}
     discrepancy: ClassVar[Mapping[str, Any]]
     meaning: ClassVar[str]
