@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.study.landscapes import Planted
 from stages.concepts import Concept, ConceptSpace
+from stages.core import intervals
 from stages.core.intervals import CHANGE, SHARE, Resampler, holm, share, wilson
 from stages.explorers import kernel
 from stages.landscape.calibrate import blocks_of, folds_of, importance
@@ -323,6 +324,17 @@ def test_resampling_items_is_wider_than_resampling_probes():
     alone = Resampler(np.arange(400), 500, 0).mean(values, np.ones(400))
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
     assert clustered.value == alone.value == by_item.mean()
+
+
+def test_resamples_that_do_not_fit_into_memory_give_the_same_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    items, values = np.repeat(np.arange(50), 4), rng.random(200)
+    held = Resampler(items, 300, 3)
+    monkeypatch.setattr(intervals, "MOST_HELD", 51 * 7)  # seven resamples of 50 items and the added one
+    drawn_again = Resampler(items, 300, 3)
+    assert max(len(part) for part in drawn_again._draw()) == 7
+    assert drawn_again.mean(values, np.ones(200)) == pytest.approx(held.mean(values, np.ones(200)), rel=1e-12)
+    assert drawn_again.samples(values) == pytest.approx(held.samples(values), rel=1e-12)
 
 
 def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
