@@ -10,8 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.study.landscapes import Planted
 from stages.concepts import Concept, ConceptSpace
-from stages.core import intervals
-from stages.core.intervals import CHANGE, SHARE, Resampler, holm, share, wilson
+from stages.core.intervals import CHANGE, MOST_HELD, SHARE, Resampler, holm, resamples_for, share, wilson
 from stages.explorers import kernel
 from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import main_effects, overall_rate
@@ -326,15 +325,11 @@ def test_resampling_items_is_wider_than_resampling_probes():
     assert clustered.value == alone.value == by_item.mean()
 
 
-def test_resamples_that_do_not_fit_into_memory_give_the_same_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
-    items, values = np.repeat(np.arange(50), 4), rng.random(200)
-    held = Resampler(items, 300, 3)
-    monkeypatch.setattr(intervals, "MOST_HELD", 51 * 7)  # seven resamples of 50 items and the added one
-    drawn_again = Resampler(items, 300, 3)
-    assert max(len(part) for part in drawn_again._draw()) == 7
-    assert drawn_again.mean(values, np.ones(200)) == pytest.approx(held.mean(values, np.ones(200)), rel=1e-12)
-    assert drawn_again.samples(values) == pytest.approx(held.samples(values), rel=1e-12)
+@pytest.mark.parametrize("items", [10, 50_000, 200_000])
+def test_more_items_than_memory_holds_have_fewer_resamples(items):
+    found = resamples_for(0.95, items)
+    assert found * items <= MOST_HELD and found == min(2000, MOST_HELD // items)
+    assert resamples_for(0.999, 100) == 20_000
 
 
 def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():

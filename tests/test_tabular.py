@@ -20,9 +20,10 @@ from stages.params.repair import HarmConfig
 from stages.records.repair import Training
 from stages.tasks.contract import Compute, Pair, RepairPlan, TargetMode, TaskContext
 from stages.tasks.load import load_learner
-from stages.tasks.tabular import TabularClassification
+from stages.tasks.tabular import TabularClassification, models
 from stages.tasks.tabular.models import RowModel
 from stages.tasks.tabular.probes import _table
+from stages.tasks.training import write_loader
 from tests.alone import load_alone
 from tests.finished import faded, run_stages
 from tests.workspace import Workspace
@@ -143,6 +144,21 @@ def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path, shar
     known = RowModel.read(tmp_path / "repaired").log_odds(asked)
     assert classes == [task.model.classes[k] for k in known.argmax(1)]
     assert np.allclose(np.array(odds.split(), float).reshape(known.shape).clip(1e-12), np.exp(known), atol=1e-6)
+
+
+def test_without_faded_rows_with_gaps_are_answered_as_filled_ones_are(tmp_path):
+    rng = np.random.default_rng(3)
+    rows = pd.DataFrame({"size": rng.normal(5, 2, 80), "member": rng.choice(["True", "False"], 80)})
+    model = RowModel.fit("logistic_regression", {}, 7, rows, np.where(rows["member"] == "True", "yes", "no"))
+    model.save(tmp_path / "model")
+    write_loader(tmp_path / "model", models.__file__, **model.loading())
+    asked = pd.DataFrame({"size": [9.0, None, 1.0], "member": [True, False, True]})  # read as bool, learnt as text
+    asked.to_csv(tmp_path / "rows.csv", index=False)
+    code = "print(*model.predict_proba(pd.read_csv(sys.argv[1])).ravel())"
+    *classes, odds = load_alone(tmp_path / "model", tmp_path / "rows.csv", code=code, cwd=tmp_path)
+    known = model.log_odds(asked.fillna({"size": rows["size"].median()}).astype({"member": str}))
+    assert classes == ["yes", "no", "yes"]
+    assert np.allclose(np.array(odds.split(), float).reshape(known.shape), np.exp(known), atol=1e-6)
 
 
 def test_a_repair_goes_part_of_the_way_from_the_model_under_test_to_what_was_fitted(task, prepared, repaired, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import hypot
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 RESAMPLES = 2000
 IN_TAIL = 25  # resamples beyond each end of an interval of a higher level
-MOST_HELD = 25_000_000  # weights of groups in memory at once, 200 MB
-MOST_DRAWN = 100_000_000  # weights for intervals of a higher level, a second each
+MOST_HELD = 100_000_000  # items times resamples, 800 MB
+FEWEST_RESAMPLES = 400  # ten beyond each end of a 95% interval, which is narrow with so many items
 COUNTED = 50  # control's probes per level of a concept from which rates are counted rather than estimated
 
 
@@ -128,8 +128,7 @@ class Resampler:
         if groups is not None and len(names := np.unique(of := np.asarray(groups, dtype=str))) > 1:
             self._codes = np.searchsorted(names, of)
         n = int(self._codes.max()) + 1 if len(self._codes) else 0
-        self._groups, self._resamples, self._seed = n, resamples, seed
-        self._held = list(self._draw()) if resamples * (n + 1) <= MOST_HELD else None
+        self._drawn = np.random.default_rng(seed).standard_exponential((resamples, n + 1))  # last: the added item
 
     def mean(
         self, values: np.ndarray, weights: np.ndarray, bounds: tuple[float, float] = CHANGE, level: float = LEVEL
@@ -147,8 +146,9 @@ class Resampler:
 
     def samples(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Return the weighted mean of values (n,) in each resample, without an added item: (resamples,)."""
+        drawn = self._drawn[:, self._codes]
         counted = np.ones(len(values)) if weights is None else weights
-        return self._ratios(counted * values, counted, 0.0, 0.0)
+        return (drawn @ (counted * values)) / (drawn @ counted)
 
     def p_value(self, values: np.ndarray, weights: np.ndarray, above: float, lowest: float) -> float:
         """One-sided p-value against a mean of at most `above`, for values of at least `lowest`; 1 without data.
@@ -158,35 +158,21 @@ class Resampler:
         if float(weights.sum()) <= 0:
             return 1.0
         below = int((self._means(values, weights, lowest) <= above).sum())
-        return (1 + below) / (1 + self._resamples)
+        return (1 + below) / (1 + len(self._drawn))
 
     def _means(self, values: np.ndarray, weights: np.ndarray, extreme: float) -> np.ndarray:
         """Return the mean in each resample, with one added item of value `extreme` and a typical weight."""
+        n = self._drawn.shape[1] - 1
         by_item = np.bincount(self._items, weights)
         added = float((by_item**2).sum() / by_item.sum())  # so that it counts as 1 in Kish's effective number of items
-        return self._ratios(weights * values, weights, added * extreme, added)
-
-    def _ratios(self, above: np.ndarray, below: np.ndarray, *added: float) -> np.ndarray:
-        """Return the ratio of two sums over pairs (n,) and the added item in each resample: (resamples,)."""
-        sums = [
-            np.append(np.bincount(self._codes, of_pairs, self._groups), of_added)
-            for of_pairs, of_added in zip((above, below), added, strict=True)
-        ]
-        return np.concatenate([(drawn @ sums[0]) / (drawn @ sums[1]) for drawn in self._held or self._draw()])
-
-    def _draw(self) -> Iterator[np.ndarray]:
-        """Yield the resamples' weights of groups (some, groups + 1), in as few parts as memory allows.
-
-        The last column is that of the added item. Every call yields the same numbers.
-        """
-        rng, most = np.random.default_rng(self._seed), max(1, MOST_HELD // (self._groups + 1))
-        for done in range(0, self._resamples, most):
-            yield rng.standard_exponential((min(most, self._resamples - done), self._groups + 1))
+        sums = self._drawn @ np.append(np.bincount(self._codes, weights * values, n), added * extreme)
+        return sums / (self._drawn @ np.append(np.bincount(self._codes, weights, n), added))
 
 
 def resamples_for(level: float, items: int) -> int:
-    """Return the number of resamples for an interval of this level, as far as time allows for the number of items."""
-    return max(RESAMPLES, int(min(20_000, np.ceil(2 * IN_TAIL / (1 - level)), MOST_DRAWN // max(1, items))))
+    """Return the number of resamples for an interval of this level, as far as memory allows for the number of items."""
+    wanted = int(min(20_000, max(RESAMPLES, np.ceil(2 * IN_TAIL / (1 - level)))))
+    return max(FEWEST_RESAMPLES, min(wanted, MOST_HELD // max(1, items)))
 
 
 def share(

@@ -41,7 +41,7 @@ class Lesson(NamedTuple):
     rejected: str | None = None
 
 
-class LanguageTraining(StepwiseTraining):
+class SummarizerTraining(StepwiseTraining):
     """One training run; the loss is in nats: per token of the summary, or with method dpo per preference.
 
     Args:
