@@ -110,23 +110,6 @@ def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
 
 
 SEED_LEFT_OUT = r"\(no seed; field seed\): a field .* can be left out.*settings: {seed: null"
-
-
-@pytest.mark.parametrize(
-    ("response", "told"),
-    [
-        (said({"error": {"message": "no seed", "param": "seed"}}, 400), SEED_LEFT_OUT),
-        (said({"detail": "Not Found"}, 404), r"expected its base URL in openai, such as http://localhost:8000/v1"),
-        (said({"error": {"message": "out of credits", "code": 402}}), r"402 Payment Required \(out of credits"),
-        (said({"outputs": []}), r'expected a chat completion.*found {"outputs": \[\]}'),
-    ],
-)
-def test_what_is_no_answer_is_told_in_the_words_of_the_server_and_not_asked_again(response, told):
-    with served(first_sentence, lambda number: response, whole=True) as model, pytest.raises(UsageError, match=told):
-        asked(endpoint(model.url), "One.")
-    assert len(model.requests) == 1
-
-
 # Complete responses of servers, by name and version: recorded, except Ollama's, which follows its code.
 LONG = r": the request is too long, so start the server with a longer context, or lower prepare\.data\.max_words"
 UNKNOWN = r": expected its base URL in openai, .* and in model a name that GET http.*/v1/models lists"
@@ -143,16 +126,19 @@ OLLAMA = {"param": None, "code": None, "message": "model 'tiny' not found", "typ
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("response", "told"),
     [
-        pytest.param(LLAMA_CPP, 400, LONG, id="llama.cpp b11549, too long"),
-        pytest.param(LITELLM, 400, UNKNOWN, id="LiteLLM 1.105.7, unknown model"),
-        pytest.param(OLLAMA, 404, UNKNOWN, id="Ollama 0.33, unknown model"),
+        (said({"error": {"message": "no seed", "param": "seed"}}, 400), SEED_LEFT_OUT),
+        (said({"detail": "Not Found"}, 404), r"expected its base URL in openai, such as http://localhost:8000/v1"),
+        (said({"error": {"message": "out of credits", "code": 402}}), r"402 Payment Required \(out of credits"),
+        (said({"outputs": []}), r'expected a chat completion.*found {"outputs": \[\]}'),
+        pytest.param(said({"error": LLAMA_CPP}, 400), LONG, id="llama.cpp b11549, too long"),
+        pytest.param(said({"error": LITELLM}, 400), UNKNOWN, id="LiteLLM 1.105.7, unknown model"),
+        pytest.param(said({"error": OLLAMA}, 404), UNKNOWN, id="Ollama 0.33, unknown model"),
     ],
 )
-def test_what_each_server_says_of_a_long_request_and_an_unknown_model_is_understood(error, status, told):
-    refused = said({"error": error}, status)
-    with served(first_sentence, lambda _: refused, whole=True) as model, pytest.raises(UsageError, match=told):
+def test_what_is_no_answer_is_told_in_the_words_of_the_server_and_not_asked_again(response, told):
+    with served(first_sentence, lambda _: response, whole=True) as model, pytest.raises(UsageError, match=told):
         asked(endpoint(model.url), "One.")
     assert len(model.requests) == 1
 

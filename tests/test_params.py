@@ -72,7 +72,6 @@ def test_the_projects_own_params_are_valid() -> None:
             {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "restructure": {"aim": "policy"}}}},
             r"repairs\.x: restructure\.aim is always modes now: remove this line",
         ),
-        (with_audit(discover={"budget": 9, "control": "random"}), r"discover\.control is now discover\.baseline"),
         ("- a\n- b\n", r"expected a mapping with the keys audits and repairs, found list"),
     ],
 )

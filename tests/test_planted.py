@@ -7,6 +7,8 @@ from benchmarks.planted.judge import Claim, judge
 from benchmarks.planted.models import SHAPES, Model, make_model
 from benchmarks.planted.scanners import SCANNERS, of_table, tree
 
+pytestmark = pytest.mark.slow  # benchmarks/planted, which no audit uses
+
 
 def planted(model: Model) -> Claim:
     return Claim("the plant", model.planted, (model.rate(model.planted),) * 3)
@@ -65,7 +67,6 @@ def test_a_method_on_a_table_finds_what_fails_and_nothing_of_chance(model):
     assert not of_table(chance)(model, 2000)
 
 
-@pytest.mark.slow
 def test_faded_is_judged_as_the_others_are(model):
     model.asked.clear()
     claims = SCANNERS["faded-random"](model, 1000)

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ import pytest
 import stages.prepare
 import stages.restructure
 from stages.code import main as name_code
+from stages.core.errors import run_as_command
 from stages.core.files import write_json
 from tests.images import image_context, write_images
 from tests.workspace import FEW_PAIRS, ROOT, Workspace, audit_params, repair_params
@@ -65,12 +65,13 @@ def test_prepare_and_restructure(place, capsys):
     assert kept.read_bytes() == before.read_bytes()
 
 
-def test_bad_input_ends_with_2_and_leaves_nothing(place):
+def test_bad_input_ends_with_2_and_leaves_nothing(place, capsys):
     (place / "data" / "stripes" / "inputs" / "images.parquet").write_bytes(b"junk")
-    command = [sys.executable, "-m", "stages.prepare", "stripes"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: prepare.data.parquet:")
+    with pytest.raises(SystemExit) as ended:
+        run_as_command(partial(stages.prepare.main, "stripes"))  # as `python -m stages.prepare stripes` does
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in told
+    assert told.splitlines()[-1].startswith("error: prepare.data.parquet:")
     assert not (place / "data" / "stripes" / "prepare").exists()
 
 

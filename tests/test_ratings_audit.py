@@ -22,6 +22,7 @@ from stages.check import check_audits
 from stages.core.errors import UsageError
 from stages.core.files import read_json
 from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision, standing
+from stages.landscape import estimators
 from stages.params import load_params
 from stages.provenance import run_key
 from stages.ratings.fit import gather
@@ -86,6 +87,7 @@ def _enter(patch: pytest.MonkeyPatch, place: Path) -> None:
     patch.chdir(place)
     patch.syspath_prepend(place)
     patch.delitem(sys.modules, "planted", raising=False)
+    patch.setitem(estimators.TREES, "max_iter", 30)  # a third of the time, and the modes are clear
 
 
 def rated(score: float) -> int:

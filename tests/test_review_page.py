@@ -6,6 +6,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 import flows.request
 from flows.people import approval
 from flows.request import open_request
@@ -65,6 +67,7 @@ def test_what_is_saved_is_what_was_filled_in(ada):
     assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text
 
 
+@pytest.mark.slow
 def test_pages_and_decisions_import_nothing_that_takes_a_servers_memory_for_weeks(ada):
     script = """
 import re, sys

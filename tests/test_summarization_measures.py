@@ -58,6 +58,7 @@ def test_a_damaged_encoder_is_told(tmp_path, damage):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_faithfulness_ranks_summaries_as_a_person_would(minilm):
     vague = "A government has said something about a president."
     scores = [minilm.cosine(summary, ARTICLE) for summary in (GOOD, vague, OTHER, "")]

@@ -9,6 +9,7 @@ from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.intervals import Rate
 from stages.explorers.policy import save_policy
+from stages.landscape import estimators
 from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits
 from stages.landscape.summary import measure_region, pick_examples, summarize
@@ -63,6 +64,7 @@ def test_a_landscape_is_made_from_the_answers_of_a_model(probed, tmp_path, monke
     found.probes, found.robustness = probes, measure_robustness(task, ids, config, seed=0).table
     found.embedded, found.tallies = Embedded(ids, task.embed(ids), own_attributes(task, ids)), Tallies(tallies=[])
     found.metrics = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
+    monkeypatch.setitem(estimators.TREES, "max_iter", 30)  # a third of the time
     monkeypatch.setattr(task, "fails_unchanged", lambda: np.arange(20) < 15)
     audit = AuditConfig.model_validate(audit_params(seed=0, summarize={"modes": 2}))
     summary = summarize(task, found, fresh(task, 80), audit)

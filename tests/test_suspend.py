@@ -166,6 +166,7 @@ def made(reviewer: str = "Ada") -> Decision:
     return draft.decision(landscape_hash("tiny"), read_modes("tiny"))
 
 
+@pytest.mark.slow
 def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     run = deployment.run()
     assert suspended(run) and run.state.state_details.pause_timeout is None, run.state

@@ -176,6 +176,7 @@ def test_a_repair_goes_part_of_the_way_from_the_model_under_test_to_what_was_fit
             assert (tmp_path / share / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_repair_breaks_no_more_than_its_budget_of_harm(prepared, tmp_path):
     config, budget = context(), HarmConfig(newly_failing=0.01, clean=0.01, pairs=200)
     blocks = {"prepare": config.config, "concepts": CONCEPTS, "discrepancy": config.discrepancy, "summarize": {}}

@@ -200,7 +200,8 @@ def test_a_module_of_a_users_does_not_take_the_place_of_an_installed_one(own, mo
 
 
 def test_a_clone_is_a_workspace_as_it_is(toys):
-    assert write_workspace(toys.path) == [] and digests(toys.path) == digests(toys.path)
+    before = digests(toys.path)
+    assert write_workspace(toys.path) == [] and digests(toys.path) == before
 
 
 def test_the_workspace_is_found_from_a_folder_with_a_pipeline_of_the_users_own(own, monkeypatch):
