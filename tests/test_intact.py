@@ -239,7 +239,7 @@ def test_hashes_are_remembered_until_anything_about_a_file_changes(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "weights"
     file.write_bytes(b"good")
-    monkeypatch.setattr("flows.graph.lock._SETTLED_NS", 0)
+    monkeypatch.setattr("flows.graph.lock.SETTLED_NS", 0)
     good, read = Hashes(), []
     before = good.of(file)
     good.save()

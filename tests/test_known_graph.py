@@ -11,7 +11,7 @@ import yaml
 
 import flows.graph.known_graph
 from flows.graph import RUNS_NOW, read_graph
-from flows.graph.known_graph import KNOWN, Memory
+from flows.graph.known_graph import KNOWN, recall
 from tests.finished import finished_toys, inside
 from tests.workspace import Workspace
 
@@ -32,7 +32,7 @@ def ran(tmp_path_factory) -> Workspace:
 def known(ran, monkeypatch) -> Workspace:
     """A workspace in which DVC has just been queried; a test undoes what it changes there."""
     monkeypatch.chdir(ran.path)
-    monkeypatch.setattr(flows.graph.known_graph, "_SETTLED_NS", -(10**18))
+    monkeypatch.setattr(flows.graph.known_graph, "SETTLED_NS", -(10**18))
     read_graph()
     assert Path(KNOWN).exists()
     return ran
@@ -48,12 +48,11 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_nothing_changed_dvc_is_not_asked_and_the_answer_is_the_same(known, monkeypatch):
-    asked = Memory(Path(), known.path)
     with monkeypatch.context() as forgetful:
-        forgetful.setattr(Memory, "recall", lambda *_, **__: None)
+        forgetful.setattr(flows.graph, "recall", lambda *_, **__: None)
         before = read_graph(), read_graph(looks=True)
     refuse(monkeypatch)
-    assert asked.recall(looks=True) is not None
+    assert recall(Path(), looks=True) is not None
     assert read_graph(looks=True) == before[1]
 
 
@@ -85,11 +84,11 @@ CHANGES = [
 def test_whatever_changes_dvc_is_asked(ran, tmp_path, monkeypatch):
     copy = ran.copy(tmp_path / "w")
     monkeypatch.chdir(copy.path)
-    monkeypatch.setattr(flows.graph.known_graph, "_SETTLED_NS", -(10**18))
+    monkeypatch.setattr(flows.graph.known_graph, "SETTLED_NS", -(10**18))
     for change in CHANGES:  # one after the other
         for _ in range(1 + (change in CHANGES[3:5])):  # records code that is new
             read_graph()
-        assert Memory(Path(), copy.path).recall(looks=False) is not None
+        assert recall(Path(), looks=False) is not None
         change(copy.path)
         with monkeypatch.context() as patch, pytest.raises(Asked):
             refuse(patch)
@@ -106,7 +105,7 @@ def test_what_a_command_that_only_looks_was_told_is_not_enough_to_run(known, mon
 
 
 def test_an_answer_is_not_kept_where_a_file_may_yet_change_unseen(known, monkeypatch):
-    monkeypatch.setattr(flows.graph.known_graph, "_SETTLED_NS", 10**18)
+    monkeypatch.setattr(flows.graph.known_graph, "SETTLED_NS", 10**18)
     Path(KNOWN).unlink()
     read_graph()
     assert not Path(KNOWN).exists()

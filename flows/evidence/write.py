@@ -157,12 +157,12 @@ def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
     paths = [Path(name) for name in sorted(names)]
     if not lock or not all(path.exists() for path in paths):
         return None
-    files = (file for path in paths for file in files_below(path))
     try:
-        # Importing code that stages depend on writes to __pycache__.
-        return signature_of(file for file in files if "__pycache__" not in file.parts)
-    except FileNotFoundError:  # deleted since it was listed
+        files = [file for path in paths for file in files_below(path)]
+    except OSError:  # something was deleted meanwhile
         return None
+    # Importing code that stages depend on writes to __pycache__.
+    return signature_of(file for file in files if "__pycache__" not in file.parts)[0]
 
 
 def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, bytes]:

@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from flows.graph.known_graph import Known, Memory, all_local, name_code, note_linked_folders, paths_of, stage_kind
+from flows.graph.known_graph import (
+    Known,
+    all_local,
+    is_at_work,
+    mark_of,
+    name_code,
+    note_linked_folders,
+    paths_of,
+    recall,
+    remember,
+    stage_kind,
+)
 from flows.graph.lock import Hashes
-from flows.workspace.pipeline import PARAMS, dvc_root, is_own
+from flows.workspace.pipeline import PARAMS, is_own
 from stages.code import CODE, STAGE
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import Params, load_params
@@ -112,15 +123,15 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     Args:
         looks: whether nothing will be run, so that a stage that a process is running is reported as `RUNS_NOW`.
     """
-    asked, memory = time.time_ns(), Memory(root, dvc_root(root))
-    if (known := memory.recall(looks=looks)) is not None:
+    asked = time.time_ns()
+    if (known := recall(root, looks=looks)) is not None:
         return Graph({stage.name: stage for stage in TypeAdapter(list[Stage]).validate_python(known)})
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
 
     # A stage that ends without a result changes no file, so the mark could not show that it is no longer running.
-    lasting = not memory.is_at_work()
+    lasting = not is_at_work(root)
     logging.getLogger("dvc").setLevel(logging.ERROR)
     hashes = Hashes(root)
     _parse_params_once()
@@ -132,7 +143,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
             wanted = _wanted(repo, root)
             lasting = lasting and all_local(wanted)
             paths = paths_of(wanted) if lasting else []
-            mark, _ = memory.mark(paths)
+            mark, _ = mark_of(root, paths)
             graph = _snapshot(repo, root, wanted, looks)
             found = [asdict(stage) for stage in graph]
     except LockError as error:
@@ -142,7 +153,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     finally:
         hashes.save()
     if lasting and not any(stage.reasons == (RUNS_NOW,) for stage in graph):
-        memory.remember(Known(looks, paths, mark, found), asked)
+        remember(root, Known(looks, paths, mark, found), asked)
     return graph
 
 

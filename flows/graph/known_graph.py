@@ -18,13 +18,14 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.workspace.pipeline import PARAMS, is_own
+from flows.graph.lock import SETTLED_NS, below, files_below, signature_of
+from flows.workspace.pipeline import PARAMS, dvc_root, is_own
 from stages.code import CODE, PACKAGE, STAGE, Code, model_function
 from stages.core.environment import DATA, WORK
 from stages.core.errors import UsageError
@@ -116,29 +117,17 @@ def _held(link: Path, repo: Repo) -> dict[str, int | str]:
     from dvc_objects.fs.local import localfs
 
     files, digest = 0, hashlib.md5(usedforsecurity=False)
-    for path in _files(link, frozenset()):
-        _, found = hash_file(str(path), localfs, "md5", state=repo.state)
-        digest.update(f"{path.relative_to(link).as_posix()}\0{found.value}\n".encode(errors="surrogateescape"))
-        files += 1
+    for path in files_below(link):
+        within = path.relative_to(link)
+        if _PASSED_OVER.isdisjoint(within.parts[:-1]):
+            _, found = hash_file(str(path), localfs, "md5", state=repo.state)
+            digest.update(f"{within.as_posix()}\0{found.value}\n".encode(errors="surrogateescape"))
+            files += 1
     return {"files": files, "md5": digest.hexdigest()}
 
 
-def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """All files in a folder and below it, through links, in order; a link back to a folder above is skipped."""
-    real = folder.resolve()
-    if real in above:
-        return
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            yield path
-        elif path.is_dir() and path.name not in _PASSED_OVER:
-            yield from _files(path, above | {real})
-
-
 KNOWN = WORK / "graph.json"
-# Within the resolution of its timestamps, a file that just changed may change again unnoticed.
-_SETTLED_NS = 2_000_000_000
-_SOURCES = (str(PACKAGE), str(Path(__file__).parents[1]))  # the code that reads the graph
+_SOURCES = (PACKAGE, Path(__file__).parents[1])  # the code that reads the graph
 
 
 @dataclass(frozen=True)
@@ -156,65 +145,54 @@ class Known:
     stages: list[dict[str, Any]]
 
 
-class Memory:
-    """DVC's last answer in a workspace.
+def recall(root: Path, *, looks: bool) -> list[dict[str, Any]] | None:
+    """The stages from DVC's last answer in a workspace; None if DVC has to be queried."""
+    known = read_state(root / KNOWN, Known)
+    if known is None or (known.looks and not looks) or is_at_work(root):
+        return None
+    return known.stages if mark_of(root, known.paths)[0] == known.mark and _code_is_named(root) else None
+
+
+def remember(root: Path, known: Known, asked: int) -> None:
+    """Store an answer, unless files changed meanwhile or may change unnoticed.
+
+    They may while a stage is running, or if they changed shortly before the query, as timestamps are coarse.
 
     Args:
-        dvc: the folder that contains .dvc.
+        known: the answer; its mark was taken before DVC looked at the files.
+        asked: when DVC was queried (ns).
     """
+    mark, newest = mark_of(root, known.paths)
+    if mark == known.mark and asked - newest > SETTLED_NS and not is_at_work(root):
+        with contextlib.suppress(OSError):  # if it cannot be stored, DVC is queried again
+            write_state(root / KNOWN, known)
 
-    def __init__(self, root: Path, dvc: Path) -> None:
-        self._root, self._dvc = root, dvc
 
-    def recall(self, *, looks: bool) -> list[dict[str, Any]] | None:
-        """The stages from DVC's last answer; None if DVC has to be queried."""
-        known = read_state(self._root / KNOWN, Known)
-        if known is None or (known.looks and not looks) or self.is_at_work():
-            return None
-        if self.mark(known.paths)[0] != known.mark or not _code_is_named(self._root):
-            return None
-        return known.stages
+def mark_of(root: Path, paths: Iterable[str]) -> tuple[str, int]:
+    """A mark of these paths, DVC's own files and the code that reads them, and when any changed last (ns)."""
+    from dvc.dirs import global_config_dir, system_config_dir
 
-    def remember(self, known: Known, asked: int) -> None:
-        """Store an answer, unless files changed meanwhile or may change unnoticed.
+    dvc = dvc_root(root)
+    places = (f"{dvc}/.dvc", global_config_dir(), system_config_dir())
+    settings = [f"{dvc}/.dvc/config.local", *(f"{place}/config" for place in places)]
+    watched = (*settings, *_files_of_dvc(dvc), root / PARAMS, *_SOURCES, *paths)
+    try:
+        files, newest = signature_of(one for path in watched for one in below(Path(path)))
+    except OSError:  # a folder cannot be read, or something was just deleted: this is never a mark to go by
+        return "", time.time_ns()
+    told = {name: value for name, value in os.environ.items() if name.startswith("DVC_")}
+    return hashlib.sha256(json.dumps([told, files], sort_keys=True).encode()).hexdigest(), newest
 
-        They may while a stage is running, or if they changed shortly before the query, as timestamps are coarse.
 
-        Args:
-            known: the answer; its mark was taken before DVC looked at the files.
-            asked: when DVC was queried (ns).
-        """
-        mark, newest = self.mark(known.paths)
-        if mark == known.mark and asked - newest > _SETTLED_NS and not self.is_at_work():
-            with contextlib.suppress(OSError):  # if it cannot be stored, DVC is queried again
-                write_state(self._root / KNOWN, known)
-
-    def mark(self, paths: Iterable[str]) -> tuple[str, int]:
-        """A mark of these paths, DVC's own files and the code that reads them, and when any changed last (ns)."""
-        from dvc.dirs import global_config_dir, system_config_dir
-
-        digest, newest = hashlib.sha256(), 0
-        told = {name: value for name, value in os.environ.items() if name.startswith("DVC_")}
-        digest.update(json.dumps(told, sort_keys=True).encode())
-        places = (f"{self._dvc}/.dvc", global_config_dir(), system_config_dir())
-        settings = [f"{self._dvc}/.dvc/config.local", *(f"{place}/config" for place in places)]
-        for path in (*settings, *_files_of_dvc(self._dvc), str(self._root / PARAMS), *_SOURCES, *paths):
-            for name, status in _below(path, _status(Path(path)), frozenset()):
-                times = (status.st_mtime_ns, status.st_ctime_ns) if status else (0, 0)
-                text = f"{status.st_ino} {status.st_size} {times}" if status else "missing"
-                digest.update(f"{name}\0{text}\n".encode(errors="surrogateescape"))
-                newest = max(newest, *times)
-        return digest.hexdigest(), newest
-
-    def is_at_work(self) -> bool:
-        """Whether DVC records a process that is using stages' files, or one that died while using them."""
-        try:
-            locks = json.loads((self._dvc / ".dvc" / "tmp" / "rwlock").read_bytes())
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError):
-            return True
-        return not isinstance(locks, dict) or any(locks.values())
+def is_at_work(root: Path) -> bool:
+    """Whether DVC records a process that is using stages' files, or one that died while using them."""
+    try:
+        locks = json.loads((dvc_root(root) / ".dvc" / "tmp" / "rwlock").read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return not isinstance(locks, dict) or any(locks.values())
 
 
 def all_local(stages: Iterable[Any]) -> bool:
@@ -235,30 +213,6 @@ def paths_of(stages: Iterable[Any]) -> list[str]:
                         names += [entry.value for _, _, entry in out.get_obj() or ()]
                 found |= {str(out.cache.oid_to_path(name)): None for name in names}
     return list(found)
-
-
-def _status(file: Path | os.DirEntry[str]) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except OSError:
-        return None
-
-
-def _below(
-    path: str, status: os.stat_result | None, above: frozenset[tuple[int, int]]
-) -> Iterator[tuple[str, os.stat_result | None]]:
-    """A file, or a folder and everything below it, through links; a link back to a folder above is not followed."""
-    yield path, status
-    if status is None or not stat.S_ISDIR(status.st_mode) or (here := (status.st_dev, status.st_ino)) in above:
-        return
-    try:
-        with os.scandir(path) as entries:
-            inside = sorted(entries, key=lambda entry: entry.name)
-    except OSError:  # not readable, or deleted meanwhile
-        yield path, None
-        return
-    for entry in inside:
-        yield from _below(entry.path, _status(entry), above | {here})
 
 
 def _files_of_dvc(dvc: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +25,8 @@ from stages.core.files import content_hash, unseal, write_state
 from stages.core.git import git
 
 CACHE = WORK / "bytes.json"
-# A file that changed less than this before it was hashed may change again within the resolution of its timestamps.
-_SETTLED_NS = 2_000_000_000
+# A file that changed less than this before it was looked at may change again within the resolution of its timestamps.
+SETTLED_NS = 2_000_000_000
 _BLOCK = 1 << 20
 _WORTH_THREADS = 1 << 22  # bytes
 
@@ -43,19 +43,41 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and below, sorted, following links as DVC does; the path itself if it is a file."""
-    if folder.is_file():
-        return [folder]
-    return sorted(Path(here) / name for here, _, names in os.walk(folder, followlinks=True) for name in names)
+_Found = Path | os.DirEntry[str]
 
 
-def signature_of(paths: Iterable[Path]) -> str:
-    """A hash of the names, inodes, sizes and times of files: while it is the same, the files are unchanged."""
-    digest = hashlib.sha256()
+def below(path: _Found, above: frozenset[str] = frozenset()) -> Iterator[_Found]:
+    """A path and, if it is a folder, all that is below it in order, through links but one back to a folder above.
+
+    Raises an OSError if a folder cannot be read.
+    """
+    yield path
+    if path.is_dir() and (real := os.path.realpath(path)) not in above:
+        with os.scandir(path) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+        for entry in inside:
+            yield from below(entry, above | {real})
+
+
+def files_below(path: Path) -> list[Path]:
+    """The files of `below`, as DVC follows links."""
+    return [Path(one) for one in below(path) if one.is_file()]
+
+
+def signature_of(paths: Iterable[_Found]) -> tuple[str, int]:
+    """A hash of the names, inodes, sizes and times of files and folders, and when any of them changed last (ns).
+
+    While the hash is the same, they are unchanged.
+    """
+    digest, newest = hashlib.sha256(), 0
     for path in paths:
-        digest.update(f"{path}\0{_mark(path.stat())}\n".encode())
-    return digest.hexdigest()
+        try:
+            mark = _mark(path.stat())
+        except OSError:  # missing
+            mark = [0]
+        digest.update(f"{os.fspath(path)}\0{mark}\n".encode(errors="surrogateescape"))
+        newest = max(newest, *mark[-2:])
+    return digest.hexdigest(), newest
 
 
 def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:
@@ -92,7 +114,7 @@ class Hashes:
         if known is not None and known[:-2] == mark:
             return Digests(str(known[-2]), str(known[-1]))
         found = digests_of(path)
-        if mark == _mark(path.stat()) and time.time_ns() - max(mark[-2:]) > _SETTLED_NS:
+        if mark == _mark(path.stat()) and time.time_ns() - max(mark[-2:]) > SETTLED_NS:
             self._known[name], self._changed = [*mark, *found], True
         return found
 
@@ -118,13 +140,12 @@ class Hashes:
     def content(self, path: Path) -> str:
         """The `stages.core.files.content_hash` of a file or folder, as stages write it to provenance.json."""
         files = files_below(path)
-        key, signature = f"content {path.absolute()}", signature_of(files)
+        key, (signature, newest) = f"content {path.absolute()}", signature_of(files)
         known = self._known.get(key)
         if known is not None and known[0] == signature:
             return str(known[1])
         value = content_hash([path])
-        newest = max((file.stat().st_ctime_ns for file in files), default=0)
-        if signature == signature_of(files) and time.time_ns() - newest > _SETTLED_NS:
+        if signature == signature_of(files)[0] and time.time_ns() - newest > SETTLED_NS:
             self._known[key], self._changed = [signature, value], True
         return value
 
