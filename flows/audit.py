@@ -109,7 +109,7 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
         for line in _aside("flows.results.power:what_can_be_shown", load_params(), stage.partition("@")[2]):
             say(line)
     try:
-        result = _whole(runner.run(what, say), what, runner, say)
+        result = _whole(runner(what, say), what, runner, say)
     except UnavailableError as error:
         _warn(stage, error)
         return refused(error)
@@ -139,7 +139,7 @@ def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], 
         return result
     for line in damaged:
         say(line)
-    again = runner.run(what, say)
+    again = runner(what, say)
     if damaged := _mend(what.stage):
         raise InfrastructureError(f"{what.stage} is damaged right after it ended: {damaged[0]}")
     return again

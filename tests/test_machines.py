@@ -10,7 +10,6 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from flows.graph import read_graph
 from flows.places.machines.driver import check_machines, pack, take_back, travels
 from flows.places.machines.worker import run_there
 from flows.places.runners import Job
-from flows.places.runners.threads import Apart
+from flows.places.runners.threads import run_apart
 from flows.run_stage import Shipment, ShipmentResult, StageResult
 from flows.workspace import exclusive
 from stages.core.errors import InfrastructureError, UsageError
@@ -328,6 +327,6 @@ def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(ori
         said: list[str] = []
         with inside(driver):
             read_graph()  # as every run begins
-            answering = SimpleNamespace(run=lambda job, say, answer=answer: answer)
-            Apart(answering, there(made[1])).run(Job("prepare@tiny", 0, str(driver.path)), said.append)
+            job = Job("prepare@tiny", 0, str(driver.path))
+            run_apart(lambda *_, answer=answer: answer, there(made[1]), job, said.append)
         assert said[said.index(f"from {host}") + 1 :] == expected

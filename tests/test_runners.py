@@ -74,7 +74,7 @@ def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, tm
             assert threading.get_ident() == me
             said[audit].append(line)
 
-        return place.run(Job(f"prepare@{audit}", int(audit in "abc"), str(many.path)), say).outcome
+        return place(Job(f"prepare@{audit}", int(audit in "abc"), str(many.path)), say).outcome
 
     def at_work() -> list[str]:
         return (many.path / "executed.txt").read_text().split() if (many.path / "executed.txt").exists() else []
@@ -96,13 +96,13 @@ def test_what_is_wrong_there_comes_back_as_itself(place, toys, tmp_path):
     toys.toy(prepare__tiny={"exit": 2})
     read_graph(toys.path)  # as every run begins
     with pytest.raises(UsageError, match="prepare was told to exit with 2"):
-        place.run(Job("prepare@tiny", 1, str(toys.path)), lambda line: None)
+        place(Job("prepare@tiny", 1, str(toys.path)), lambda line: None)
     with pytest.raises(InfrastructureError, match="sees no workspace"):
-        place.run(Job("prepare@tiny", 0, str(tmp_path)), lambda line: None)
+        place(Job("prepare@tiny", 0, str(tmp_path)), lambda line: None)
     shutil.rmtree(toys.path / ".faded")
     (toys.path / ".faded").touch()
     with pytest.raises(InfrastructureError, match=r"^prepare@tiny: (FileExists|NotADirectory)Error: .*\.faded"):
-        place.run(Job("prepare@tiny", 0, str(toys.path)), lambda line: None)
+        place(Job("prepare@tiny", 0, str(toys.path)), lambda line: None)
 
 
 def above(stage: psutil.Process) -> list[psutil.Process]:
@@ -120,7 +120,7 @@ def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place
     read_graph(toys.path)  # as every run begins
     job = Job("prepare@tiny", 1, str(toys.path))
     with ThreadPoolExecutor(1) as threads:
-        future = threads.submit(place.run, job, lambda line: None)
+        future = threads.submit(place, job, lambda line: None)
         stage = running("-m stages.prepare", toys)
         ours = [stage, *above(stage)]
         worker_of(stage).kill()
@@ -128,7 +128,7 @@ def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place
             future.result(timeout=60)
     assert all_gone(ours)  # DVC too: until it ends it holds what it writes
     toys.toy()
-    assert place.run(job, lambda line: None).outcome == "ran" and toys.executed() == ["prepare@tiny"] * 2
+    assert place(job, lambda line: None).outcome == "ran" and toys.executed() == ["prepare@tiny"] * 2
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, get_args
+from typing import get_args
 
 from flows.places.machines.driver import check_machines
 from flows.run_stage import Shipment, StageResult
@@ -93,17 +94,10 @@ class Job:
     shipment: Shipment | None = None
 
 
-class Runner(Protocol):
-    """A place where stages run."""
-
-    def run(self, job: Job, say: Say) -> StageResult:
-        """Run a stage to its end; called in a separate thread per stage, once all stages before it are done.
-
-        Raises a FadedError as in `flows.run_stage.run_stage`; an InfrastructureError if its worker died.
-
-        Args:
-            say: called in the same thread with each line the stage prints.
-        """
+# A place where stages run. It runs a stage to its end; called in a separate thread per stage, once all stages before it
+# are done. `Say` is called in the same thread with each line the stage prints. Raises a FadedError as in
+# `flows.run_stage.run_stage`; an InfrastructureError if the stage's worker died.
+Runner = Callable[[Job, Say], StageResult]
 
 
 def chosen_runner(params: Params, told: str | None) -> RunnerConfig:
@@ -165,9 +159,8 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     opened: Callable[[RunnerConfig, int], contextlib.AbstractContextManager[Runner]]
     opened = import_module(f"flows.places.runners.{config.kind}").opened  # each imports its own library
     with opened(config, gpus) as runner:
-        yield (
-            runner if config.workspace is None else import_module("flows.places.runners.threads").Apart(runner, config)
-        )
+        apart = import_module("flows.places.runners.threads").run_apart
+        yield runner if config.workspace is None else partial(apart, runner, config)
 
 
 def reach(kind: str, address: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dask
@@ -14,7 +15,7 @@ import distributed
 from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
 from distributed.security import Security
 
-from flows.places.runners import MASK, POLL, Job, Say, Slots, gpus_here, too_few_gpus, visible_gpus
+from flows.places.runners import MASK, POLL, Job, Runner, Say, Slots, gpus_here, too_few_gpus, visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from flows.places.runners.threads import stages_at_once, work
 from flows.processes import end_children, stopping
@@ -35,69 +36,66 @@ _SETTINGS = {
 }
 
 
-class Dask:
-    """Sends stages to a cluster."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def run(self, job: Job, say: Say) -> StageResult:
-        """Submit the stage, pass on its lines, and wait for its end."""
-        name = f"{job.stage}-{uuid.uuid4().hex}"
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+def _run(client: Client, job: Job, say: Say) -> StageResult:
+    """Submit the stage, pass on its lines, and wait for its end."""
+    name = f"{job.stage}-{uuid.uuid4().hex}"
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    try:
+        _check(client, job)
+        client.subscribe_topic(name, lambda event: lines.put(event[1]))
+        future = _submit(client, job, name)
+        future.add_done_callback(lambda _: lines.put(None))
         try:
-            self._check(job)
-            self._client.subscribe_topic(name, lambda event: lines.put(event[1]))
-            future = self._submit(job, name)
-            future.add_done_callback(lambda _: lines.put(None))
-            try:
-                for line in self._until_done(lines, job):
-                    say(line)
-                ended = future.result()
-            finally:
-                with contextlib.suppress(Exception):  # the scheduler may be gone
-                    future.cancel()
-                    self._client.unsubscribe_topic(name)
-        except FadedError:
-            raise
-        except distributed.KilledWorker:
-            raise InfrastructureError(f"{job.stage}: the worker that ran it died") from None
-        except Exception as error:  # the scheduler died, or the worker has another version of Faded
-            raise InfrastructureError(f"{job.stage}: Dask: {type(error).__name__}: {error}") from error
-        if isinstance(ended, FadedError):
-            raise ended
-        return ended
+            for line in _until_done(client, lines, job):
+                say(line)
+            ended = future.result()
+        finally:
+            with contextlib.suppress(Exception):  # the scheduler may be gone
+                future.cancel()
+                client.unsubscribe_topic(name)
+    except FadedError:
+        raise
+    except distributed.KilledWorker:
+        raise InfrastructureError(f"{job.stage}: the worker that ran it died") from None
+    except Exception as error:  # the scheduler died, or the worker has another version of Faded
+        raise InfrastructureError(f"{job.stage}: Dask: {type(error).__name__}: {error}") from error
+    if isinstance(ended, FadedError):
+        raise ended
+    return ended
 
-    def _submit(self, job: Job, name: str) -> distributed.Future:
-        # A stage without GPUs leaves workers with GPUs to other stages if there are workers without.
-        workers = {} if job.gpus else _workers(self._client)
-        without = [address for address, worker in workers.items() if not worker["resources"].get(GPU)]
-        return self._client.submit(
-            _on_worker,
-            job,
-            name,
-            key=name,
-            resources={GPU: job.gpus} if job.gpus else None,
-            workers=without or None,
-            allow_other_workers=bool(without),
-        )
 
-    def _until_done(self, lines: queue.SimpleQueue[str | None], job: Job) -> Iterator[str]:
-        while True:
-            try:
-                line = lines.get(timeout=POLL)
-            except queue.Empty:
-                if stopping():
-                    raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped") from None
-                self._check(job)
-                continue
-            if line is None:
-                return
-            yield line
+def _submit(client: Client, job: Job, name: str) -> distributed.Future:
+    # A stage without GPUs leaves workers with GPUs to other stages if there are workers without.
+    workers = {} if job.gpus else _workers(client)
+    without = [address for address, worker in workers.items() if not worker["resources"].get(GPU)]
+    return client.submit(
+        _on_worker,
+        job,
+        name,
+        key=name,
+        resources={GPU: job.gpus} if job.gpus else None,
+        workers=without or None,
+        allow_other_workers=bool(without),
+    )
 
-    def _check(self, job: Job) -> None:
-        if self._client.status in ("closed", "closing"):
-            raise InfrastructureError(f"{job.stage}: the Dask scheduler is gone")
+
+def _until_done(client: Client, lines: queue.SimpleQueue[str | None], job: Job) -> Iterator[str]:
+    while True:
+        try:
+            line = lines.get(timeout=POLL)
+        except queue.Empty:
+            if stopping():
+                raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped") from None
+            _check(client, job)
+            continue
+        if line is None:
+            return
+        yield line
+
+
+def _check(client: Client, job: Job) -> None:
+    if client.status in ("closed", "closing"):
+        raise InfrastructureError(f"{job.stage}: the Dask scheduler is gone")
 
 
 def _workers(client: Client) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def _workers(client: Client) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(config: RunnerConfig, gpus: int) -> Iterator[Dask]:
+def opened(config: RunnerConfig, gpus: int) -> Iterator[Runner]:
     """See `flows.places.runners.open_runner`."""
     with contextlib.ExitStack() as life:
         life.enter_context(dask.config.set(_SETTINGS))
@@ -124,7 +122,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Dask]:
             raise too_few_gpus(
                 gpus, f"Dask's workers declare ({declared}); `dask worker --resources GPU=1` declares one"
             )
-        yield Dask(client)
+        yield partial(_run, client)
 
 
 class _LeavesSignalsToTheRun(distributed.WorkerPlugin):

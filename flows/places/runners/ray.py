@@ -9,9 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from flows.places.runners import POLL, Job, Say, gpus_here, reach, too_few_gpus
+from flows.places.runners import POLL, Job, Runner, Say, gpus_here, reach, too_few_gpus
 from flows.places.runners.reaper import reaped_folder
 from flows.places.runners.threads import stages_at_once, work
 from flows.processes import stopping
@@ -54,56 +55,51 @@ class _Head:
                 raise InfrastructureError(f"{job.stage}: the head of the Ray cluster at {self._address} is gone")
 
 
-class Ray:
-    """Sends stages to a cluster."""
+def _run(head: _Head, job: Job, say: Say) -> StageResult:
+    """Submit the stage, pass on its lines, and wait for its end."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
 
-    def __init__(self, head: _Head) -> None:
-        self._head = head
-
-    def run(self, job: Job, say: Say) -> StageResult:
-        """Submit the stage, pass on its lines, and wait for its end."""
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
-        self._head.check(job)
-        # Prefect retries and reports it; Ray would retry silently.
-        on_worker = ray.remote(num_returns="streaming", max_retries=0)(_on_worker)
-        stream: Any = on_worker.options(
-            name=job.stage,
-            num_gpus=job.gpus,
-            # A stage with GPUs takes no slot of those without, so that both can run at the same time.
-            num_cpus=0 if job.gpus else 1,
-        ).remote(job)
-        try:
-            for item in self._items(stream, job):
-                if isinstance(item, str):
-                    say(item)
-                elif isinstance(item, FadedError):
-                    raise item
-                else:
-                    return item
-        except RayTaskError as error:
-            raise InfrastructureError(f"{job.stage}: Ray: {error.cause}") from error
-        except RayError as error:
-            raise InfrastructureError(f"{job.stage}: the worker that ran it died ({one_line(error)})") from None
-        raise InfrastructureError(f"{job.stage}: its worker did not report how it ended")
-
-    def _items(self, stream: Any, job: Job) -> Iterator[Any]:
-        import ray
-
-        while True:
-            ready, _ = ray.wait([stream], timeout=POLL)
-            if ready:
-                try:
-                    reference = next(stream)
-                except StopIteration:
-                    return
-                yield ray.get(reference)
-            elif stopping():
-                ray.cancel(stream, force=True)  # ends the worker, and with it the stage
-                raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped")
+    head.check(job)
+    # Prefect retries and reports it; Ray would retry silently.
+    on_worker = ray.remote(num_returns="streaming", max_retries=0)(_on_worker)
+    stream: Any = on_worker.options(
+        name=job.stage,
+        num_gpus=job.gpus,
+        # A stage with GPUs takes no slot of those without, so that both can run at the same time.
+        num_cpus=0 if job.gpus else 1,
+    ).remote(job)
+    try:
+        for item in _items(head, stream, job):
+            if isinstance(item, str):
+                say(item)
+            elif isinstance(item, FadedError):
+                raise item
             else:
-                self._head.check(job)
+                return item
+    except RayTaskError as error:
+        raise InfrastructureError(f"{job.stage}: Ray: {error.cause}") from error
+    except RayError as error:
+        raise InfrastructureError(f"{job.stage}: the worker that ran it died ({one_line(error)})") from None
+    raise InfrastructureError(f"{job.stage}: its worker did not report how it ended")
+
+
+def _items(head: _Head, stream: Any, job: Job) -> Iterator[Any]:
+    import ray
+
+    while True:
+        ready, _ = ray.wait([stream], timeout=POLL)
+        if ready:
+            try:
+                reference = next(stream)
+            except StopIteration:
+                return
+            yield ray.get(reference)
+        elif stopping():
+            ray.cancel(stream, force=True)  # ends the worker, and with it the stage
+            raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped")
+        else:
+            head.check(job)
 
 
 def _on_worker(job: Job) -> Iterator[Any]:
@@ -121,7 +117,7 @@ def _on_worker(job: Job) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
+def opened(config: RunnerConfig, gpus: int) -> Iterator[Runner]:
     """See `flows.places.runners.open_runner`."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -154,7 +150,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
         found = {node["NodeManagerAddress"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
         if gpus > max(found.values()):
             raise too_few_gpus(gpus, "Ray's nodes have " + ", ".join(f"{node}: {n}" for node, n in found.items()))
-        yield Ray(_Head(ray.get_runtime_context().gcs_address))
+        yield partial(_run, _Head(ray.get_runtime_context().gcs_address))
 
 
 def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: contextlib.ExitStack) -> None:

@@ -1,4 +1,4 @@
-"""Stages in threads of the flow's process, or on a worker that shares its workspace or has a clone (`Apart`)."""
+"""Stages in threads of the flow's process, or on a worker that shares its workspace or has a clone (`run_apart`)."""
 
 import contextlib
 import os
@@ -22,25 +22,19 @@ def stages_at_once() -> int:
     return max(2, (os.cpu_count() or 2) // 2)
 
 
-class Threads:
-    """Runs stages as children of this process."""
+@contextlib.contextmanager
+def opened(config: RunnerConfig, gpus: int) -> Iterator[Runner]:
+    """See `flows.places.runners.open_runner`; stages are children of this process."""
+    slots = Slots(config.workers or stages_at_once(), gpus_here(config, gpus) if gpus else ())
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-
-    def run(self, job: Job, say: Say) -> StageResult:
-        """Wait for a free slot and the GPUs, and run the stage."""
-        with self._slots.hold(job.gpus) as taken:
+    def run(job: Job, say: Say) -> StageResult:
+        with slots.hold(job.gpus) as taken:
             if stopping():
                 raise InfrastructureError(f"{job.stage} was not started: the run is being stopped")
             # A stage that requests none sees all GPUs of this process: with `compute.device: auto` it uses one.
             return run_stage(job.stage, say, {MASK: ",".join(taken)} if taken else {})
 
-
-@contextlib.contextmanager
-def opened(config: RunnerConfig, gpus: int) -> Iterator[Threads]:
-    """See `flows.places.runners.open_runner`."""
-    yield Threads(Slots(config.workers or stages_at_once(), gpus_here(config, gpus) if gpus else ()))
+    yield run
 
 
 _threads = 0  # threads of this process that run stages
@@ -86,22 +80,19 @@ def _inside(workspace: str) -> Iterator[None]:
             _changed.notify_all()
 
 
-class Apart:
-    """Runs stages in workers' clones, and brings their outputs here."""
+def run_apart(runner: Runner, config: RunnerConfig, job: Job, say: Say) -> StageResult:
+    """Run a stage in a worker's clone, and bring its outputs here.
 
-    def __init__(self, runner: Runner, config: RunnerConfig) -> None:
-        self._runner, self._config = runner, config
-
-    def run(self, job: Job, say: Say) -> StageResult:
-        """Run a stage in a worker's clone; here if it needs a person's decision, or its outputs are already here."""
-        shipment = pack(job.stage, self._config) if travels(job.stage) else None
-        if shipment is None:
-            return run_stage(job.stage, say)
-        result = self._runner.run(replace(job, shipment=shipment), say)
-        if result.made is None:
-            raise InfrastructureError(f"{job.stage}: the worker did not say what it made")
-        take_back(shipment, result.made)
-        say(f"from {result.made.host}")
-        if result.outcome == "ran" and (told := other_packages(result.made)):
-            say(told)
-        return result
+    It runs here if it needs a person's decision, or its outputs are already here.
+    """
+    shipment = pack(job.stage, config) if travels(job.stage) else None
+    if shipment is None:
+        return run_stage(job.stage, say)
+    result = runner(replace(job, shipment=shipment), say)
+    if result.made is None:
+        raise InfrastructureError(f"{job.stage}: the worker did not say what it made")
+    take_back(shipment, result.made)
+    say(f"from {result.made.host}")
+    if result.outcome == "ran" and (told := other_packages(result.made)):
+        say(told)
+    return result
