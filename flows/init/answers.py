@@ -25,7 +25,6 @@ from stages.tasks.endpoint import EndpointConfig
 from stages.tasks.init import Answer, Ask, Check, Data, Init, Model, Seen, cached, existing
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_HUB = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
 _SPLITS = ("train", "val", "valid", "validation", "test", "discover", "repair")  # use their parent's name
 _NONE = "none"
 
@@ -187,24 +186,17 @@ def look_at_model(given: str, questions: Questions) -> tuple[str | None, Model]:
     """
     if re.match(r"https?://", given):
         return None, _behind(given)
-    path = Path(given).expanduser()
-    if path.exists():
+    if not Path(given).expanduser().exists():
+        for kind, init in _likely(questions):
+            if (model := init.named_model(given)) is not None:
+                return kind, model
+    if (path := existing(given, "--model")) is not None:
         return _of_files(path, given, questions)
-    for kind, init in _likely(questions):
-        if (model := init.named_model(given)) is not None:
-            return kind, model
-    if _HUB.fullmatch(given) and not Path(given.split("/", maxsplit=1)[0]).exists():
-        folder = cached(given)
-        if folder is None:
-            return None, Model(f"{given} of the Hugging Face hub, not fetched yet", absent=True)
-        found, model = _of_files(folder, str(folder), questions)
-        said = f"{given} of the Hugging Face hub, {model.said}"
-        return found, replace(model, said=said, path=None, key="", block={model.key: given})
-    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise UsageError(
-        f"--model {given}: there is no such file or folder, and it is neither ORG/NAME on the Hugging Face hub nor a"
-        f" URL{did_you_mean(path.name, there)}"
-    )
+    if (folder := cached(given)) is None:
+        return None, Model(f"{given} of the Hugging Face hub, not fetched yet", absent=True)
+    found, model = _of_files(folder, str(folder), questions)
+    said = f"{given} of the Hugging Face hub, {model.said}"
+    return found, replace(model, said=said, path=None, key="", block={model.key: given})
 
 
 def _of_files(path: Path, given: str, questions: Questions) -> tuple[str, Model]:

@@ -103,7 +103,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
     available = wanted.seen.data.items
     of = f"of {available:,}; " if available is not None and init.limited else ""
     splits = "no item is in two of them" if wanted.repair else "an audit that ends with its landscape needs no others"
-    audit = {
+    audit: dict[str, Any] = {
         "seed": SEED,
         "task": wanted.kind,
         "compute": {"device": "auto", "threads": 1, "batch_size": proposal.batch_size},
@@ -117,8 +117,9 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
         "discrepancy": dict(init.discrepancy),
         "discover": {"explorer": "auto", "baseline": "random", "budget": wanted.budget or BUDGETS[0]},
         "summarize": {"modes": 10},
-        **({} if wanted.repair else {"gates": {"max_failure_rate": _MOST_FAILURES, "max_mode_rate": _MOST_IN_A_MODE}}),
     }
+    if not wanted.repair:
+        audit["gates"] = {"max_failure_rate": _MOST_FAILURES, "max_mode_rate": _MOST_IN_A_MODE}
     notes = {
         "compute": "auto takes a GPU, if there is one",
         **({} if is_served(wanted.model) else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
@@ -127,18 +128,13 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
         "discrepancy": init.meaning,
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name, note in proposal.notes.items()},
-        **(
-            {}
-            if wanted.repair
-            else {"gates": "how often it may fail in use and in its worst mode, by the whole interval: yours to say"}
-        ),
+        "gates": "how often it may fail in use and in its worst mode, by the whole interval: yours to say",
         "repair.feedback": "a rule decides; {policy: wait} asks a person",
         "repair.gates": "A gate passes only if the whole 95% interval is on the right side of its bound. How often the"
         " model may still fail (max), nobody but you can say.",
     }
     repair = repair_block(init, items, wanted.budget or BUDGETS[0]) if wanted.repair else None
-    above = frozenset({"concepts", "discrepancy", "repair.gates"})
-    return AuditDraft(wanted.name, audit, repair, notes, above)
+    return AuditDraft(wanted.name, audit, repair, notes)
 
 
 def count_items(wanted: Wanted) -> dict[str, int]:

@@ -217,11 +217,10 @@ def _tried(wanted: Wanted, draft: AuditDraft, questions: Questions, workspace: P
     if not questions.asked(trial.option) and questions.said(trial.option) is None:
         raise UsageError(f"{trial.doubt}. {trial.advice}")
     print_plain(console, trial.doubt, style="yellow")
-    change = trial.change
-    if change is None or not questions.confirm(trial.option, change.question, change.likely):
+    if not trial.question or not questions.confirm(trial.option, trial.question, trial.likely):
         return wanted
-    questions.answers.update(change.answers)
-    return replace(wanted, model={**wanted.model, **change.model})
+    questions.answers.update(trial.answers)
+    return replace(wanted, model={**wanted.model, **trial.model})
 
 
 def _workspace(folder: Path) -> Path:

@@ -48,6 +48,7 @@ repairs: {}
 runner: threads
 """
 _COMMENT_AT = 58  # column of comments, unless the line is longer
+_ABOVE = ("concepts", "discrepancy", "repair.gates")  # keys whose comment has lines of its own above them
 
 
 def check_folder(folder: Path) -> None:
@@ -201,15 +202,14 @@ class AuditDraft:
     Args:
         audit: its block, as in `AuditConfig`.
         repair: the block of its repair, as in `RepairConfig`; None for no repair.
-        notes: comments by key: "prepare.items", "concepts.blur", "repair.gates".
-        above: keys whose comment is on its own line above the key, rather than after it.
+        notes: comments by key: "prepare.items", "concepts.blur", "repair.gates"; others than those in `_ABOVE` are put
+            after the key.
     """
 
     name: str
     audit: Mapping[str, Any]
     repair: Mapping[str, Any] | None
     notes: Mapping[str, str] = field(default_factory=dict)
-    above: frozenset[str] = frozenset()
 
     def text(self) -> dict[str, str]:
         """Return its lines under `audits:` and, if there is a repair, under `repairs:`."""
@@ -233,10 +233,12 @@ def _entry(draft: AuditDraft, block: Mapping[str, Any], spread: Sequence[str], p
 
 
 def _comment(block: CommentedMap, key: str, path: str, draft: AuditDraft, indent: int) -> None:
-    if path in draft.above and path in draft.notes:
-        block.yaml_set_comment_before_after_key(key, before=draft.notes[path], indent=indent)
-    elif path in draft.notes:
-        block.yaml_add_eol_comment(draft.notes[path], key, column=_COMMENT_AT)
+    if (note := draft.notes.get(path)) is None:
+        return
+    if path in _ABOVE:
+        block.yaml_set_comment_before_after_key(key, before=note, indent=indent)
+    else:
+        block.yaml_add_eol_comment(note, key, column=_COMMENT_AT)
 
 
 def _flow(value: Any) -> Any:

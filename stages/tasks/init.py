@@ -4,6 +4,7 @@ A task names its class as `init` (`stages.tasks.choosing`).
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ Check = Callable[[str], object]
 
 Answer = str | bool | Sequence[str]
 
+_HUB = re.compile(r"(hf-hub:)?[\w-][\w.-]*/[\w.-]+")
 _ROWS = 200  # lines read to find the fields of a file
 _WRITES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
 
@@ -153,23 +155,6 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class ModelChange:
-    """An alternative `prepare.model`, which did better in a trial.
-
-    Args:
-        question: for people: "Take the classes in that order".
-        likely: whether yes is the likely answer.
-        model: keys of `prepare.model`.
-        answers: answers to questions, as if a person had given them.
-    """
-
-    question: str
-    likely: bool
-    model: Mapping[str, Any]
-    answers: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Trial:
     """The model's results on unchanged items, before anything is written.
 
@@ -179,7 +164,11 @@ class Trial:
         doubt: what seems wrong; "" if nothing does.
         option: option that settles the doubt without a question.
         advice: what to type.
-        change: a better alternative; None if none is known.
+        question: whether to take another `prepare.model`, which did better: "Take the classes in that order"; "" if
+            none is known.
+        likely: whether yes is the likely answer.
+        model: keys of that `prepare.model`.
+        answers: answers to questions that lead to it, as if a person had given them.
     """
 
     title: str
@@ -188,7 +177,10 @@ class Trial:
     doubt: str = ""
     option: str = ""
     advice: str = ""
-    change: ModelChange | None = None
+    question: str = ""
+    likely: bool = False
+    model: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Init(ABC):
@@ -291,11 +283,12 @@ def existing(given: str, option: str) -> Path | None:
     path = Path(given).expanduser()
     if path.exists():
         return path
-    if given.count("/") == 1 and not given.startswith((".", "/", "~")) and not path.parent.exists():
+    if _HUB.fullmatch(given) and not path.parent.exists():
         return None
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    url = ", or a URL" if option == "--model" else ""
     raise UsageError(
-        f"{option} {given}: there is no such file or folder, and it is not ORG/NAME on the Hugging Face hub"
+        f"{option} {given}: there is no such file or folder, and it is not ORG/NAME on the Hugging Face hub{url}"
         f"{did_you_mean(path.name, there)}"
     )
 

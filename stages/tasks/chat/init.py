@@ -1,13 +1,12 @@
 """`faded init` for a chat model: which fields contain questions, answers and passages."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, first_of
 from stages.params import checked
 from stages.tasks.account import Account
 from stages.tasks.chat.concepts import catalogue_of
@@ -23,6 +22,7 @@ from stages.tasks.init import (
     Proposal,
     Seen,
     first_rows,
+    json_lines,
     load_data,
     one_of,
     writing_model,
@@ -104,7 +104,7 @@ class QuestionsInit(Init):
         """See Init: a chat completions API, which is asked a question at once."""
         url, key = str(block["endpoint"]), {name: value for name, value in block.items() if name != "endpoint"}
         listed, why = _models_at(ChatConfig(openai=url, model="?", **key))
-        asked = f"Name of the model at the server ({why or _some(listed)})"
+        asked = f"Name of the model at the server ({why or first_of(listed, _SHOWN)})"
         name = seen.ask.text("model-name", asked, listed[0] if len(listed) == 1 else None)
         chosen = {"openai": url, "model": name, **key}
         return chosen | _tried(checked(ChatConfig, chosen, "--model"), seen.said)
@@ -137,11 +137,6 @@ def _models_at(config: ChatConfig) -> tuple[list[str], str]:
     except (ValueError, LookupError, TypeError):
         return [], f"{where} lists none"
     return names, "" if names else f"{where} lists none"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f", and {more:,} more" if more > 0 else "")
 
 
 def _tried(config: ChatConfig, said: list[str]) -> dict[str, Any]:
@@ -181,10 +176,4 @@ def _are_questions(data: object) -> bool:
     path = Path(str(data)).expanduser()
     if path.suffix != ".jsonl" or not path.is_file():
         return False
-    with path.open("rb") as lines:
-        first = next(filter(bytes.strip, lines), b"")
-    try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and not row.keys().isdisjoint(("question", "turns"))
+    return not next(json_lines(path, str(data)), {}).keys().isdisjoint(("question", "turns"))

@@ -154,42 +154,41 @@ def ask_labels(
     told = read_labels(ask.many("label"), data.labels, classes)
     if not classes and data.classes:
         said.append(
-            f"classes: {some(data.classes)}: the data's, in their order, for nothing names the model's; see --classes"
+            f"classes: {first_of(data.classes, _FEW)}: the data's, in their order, for nothing names the model's; see"
+            " --classes"
         )
     if not classes or not data.labels:
         return told
     known = class_indices(classes)
     others = [label for label in data.labels if label not in known and label not in told]
     matched = match_labels(others, classes)
-    unknown = [label for label in others if label not in matched]
-    refuse_unsaid([label for label in unknown if not ask.asked(_key(label))], classes)
-    for label in unknown:
-        told[label] = ask.text(_key(label), f"Which class is the label {label!r}", None, _one_of(classes))
+    keys = {label: f"label {label}=" for label in others if label not in matched}
+    has = f"it has {first_of(classes, _FEW)}"
+    if unsaid := [label for label, key in keys.items() if not ask.asked(key)]:
+        named = ", ".join(f"{label!r}{did_you_mean(label, classes)}" for label in unsaid[:_FEW])
+        more = f" and {len(unsaid) - _FEW:,} more" if len(unsaid) > _FEW else ""
+        raise UsageError(
+            f"{len(unsaid):,} labels of the data match no class of the model: {named}{more}; {has}."
+            f" They are never guessed: for each, use --label {shlex.quote(f'{unsaid[0]}=CLASS')}"
+        )
+
+    def check(answer: str) -> None:
+        if answer not in classes:
+            raise UsageError(f"the model has no class {answer!r}{did_you_mean(answer, classes)}; {has}")
+
+    for label, key in keys.items():
+        told[label] = ask.text(key, f"Which class is the label {label!r}", None, check)
     pairs = {**matched, **told}
     seen = {pairs.get(label) or classes[known[label]] for label in data.labels}
     if len(seen) < len(classes) != IMAGENET:
-        missing = [name for name in classes if name not in seen]
-        said.append(f"classes: the model has {len(classes):,}, of which the data have no picture of {some(missing)}")
+        missing = first_of([name for name in classes if name not in seen], _FEW)
+        said.append(f"classes: the model has {len(classes):,}, of which the data have no picture of {missing}")
     if pairs:
         said.append(
             f"labels: {len(pairs)} are written otherwise than the model's classes: "
             + ", ".join(f"{label} is {name}" for label, name in pairs.items())
         )
     return pairs
-
-
-def _key(label: str) -> str:
-    return f"label {label}="
-
-
-def _one_of(classes: Sequence[str]) -> Check:
-    def check(answer: str) -> None:
-        if answer not in classes:
-            raise UsageError(
-                f"the model has no class {answer!r}{did_you_mean(answer, classes)}; it has {some(classes)}"
-            )
-
-    return check
 
 
 def shape_shown(model: RecognisedClassifier, data: LabelledPictures, asked: Mapping[str, Any]) -> Shape:
@@ -220,23 +219,6 @@ def match_labels(labels: Iterable[str], classes: Sequence[str]) -> dict[str, str
         for spelling in (name, *name.split(",")):  # ImageNet's classes have several names each
             spelled[_plain(spelling)].add(name)
     return {label: next(iter(names)) for label in labels if len(names := spelled.get(_plain(label), set())) == 1}
-
-
-def refuse_unsaid(unsaid: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise a UsageError if labels are unassigned and nobody can be asked."""
-    if not unsaid:
-        return
-    named = ", ".join(f"{label!r}{did_you_mean(label, classes)}" for label in unsaid[:_FEW])
-    more = f" and {len(unsaid) - _FEW:,} more" if len(unsaid) > _FEW else ""
-    raise UsageError(
-        f"{len(unsaid):,} labels of the data match no class of the model: {named}{more}; it has {some(classes)}."
-        f" They are never guessed: for each, use --label {shlex.quote(f'{unsaid[0]}=CLASS')}"
-    )
-
-
-def some(classes: Sequence[str]) -> str:
-    """List the first classes, and how many there are."""
-    return ", ".join(classes[:_FEW]) + (f", ... ({len(classes):,} in all)" if len(classes) > _FEW else "")
 
 
 def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[str]) -> dict[str, str]:

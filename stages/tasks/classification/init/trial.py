@@ -16,7 +16,7 @@ from stages.tasks.classification.init.pictures import LabelledPictures
 from stages.tasks.classification.loaders import MODEL_LOADERS
 from stages.tasks.classification.pictures import choose_items
 from stages.tasks.contract import TaskContext
-from stages.tasks.init import ModelChange, Seen, Trial
+from stages.tasks.init import Seen, Trial
 from stages.tasks.labels import ClassOrder
 from stages.tasks.sources import ItemCounts, parse_source
 
@@ -97,17 +97,13 @@ def try_classifier(context: TaskContext, seen: Seen) -> Trial:
     rate = order.named_rate
     told = [f"clean accuracy: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}) of {rate.n:,} pictures"]
     trial = Trial("Unchanged pictures, by class", worst, [*more, *told])
-    if not order.likely:
-        return trial
-    names = order.proposed
-    change = ModelChange("Take the classes in that order", order.sure, {"classes": names}, {"classes": ",".join(names)})
-    return replace(
-        trial,
-        doubt=order.statement,
-        option="reorder",
-        advice=order.advice,
-        change=change if order.moved else None,
-    )
+    if order.likely:
+        trial = replace(trial, doubt=order.statement, option="reorder", advice=order.advice)
+    if order.likely and order.moved:
+        names, question = order.proposed, "Take the classes in that order"
+        answers = {"classes": ",".join(names)}
+        trial = replace(trial, question=question, likely=order.sure, model={"classes": names}, answers=answers)
+    return trial
 
 
 def _by_class(order: Order) -> tuple[list[Sequence[str]], list[str]]:
