@@ -36,7 +36,7 @@ def test_the_reference_of_commands_is_what_the_commands_say():
 
 def test_every_command_is_in_the_table_of_docs_commands():
     head = reference.PAGE.read_text(encoding="utf-8").partition(reference.MARKER)[0]
-    assert sorted(reference.linked(head)) == sorted(command.name for command in reference.commands())
+    assert sorted(reference.linked(head)) == sorted(reference.commands())
 
 
 def written_calls(text: str) -> list[list[str]]:
@@ -49,7 +49,10 @@ def written_calls(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", WITH_README, ids=names(WITH_README))
 def test_calls_of_the_command_name_commands_and_options_there_are(page):
-    known = {c.name: {name for p in c.parameters for name in p.names} for c in reference.commands()}
+    known = {
+        name: {spelling for one in reference.parameters(command) for spelling in (*one.opts, *one.secondary_opts)}
+        for name, command in reference.commands().items()
+    }
     for command, *words in written_calls(page.read_text(encoding="utf-8")):
         assert command in known, f"`faded {command}` is not a command"
         options = {re.split(r"[=\]/]", word.strip("[]`.,()"))[0] for word in words if word.strip("[").startswith("--")}

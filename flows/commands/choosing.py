@@ -18,6 +18,7 @@ def screen(
         typer.Option(
             "--probes",
             min=20,
+            metavar="N",
             help="Maximum number of unique probes.",
             show_default="as many as take a minute, 500 to 4000",
         ),
@@ -77,7 +78,8 @@ def usage(
 def mine(
     audit: Audit = None,
     probes: Annotated[
-        int | None, typer.Option("--probes", help="Maximum number of unique probes.", show_default="1000")
+        int | None,
+        typer.Option("--probes", metavar="N", help="Maximum number of unique probes.", show_default="1000"),
     ] = None,
 ) -> None:
     """Find words, text attributes and small combinations of them at which a model fails, and which no concept covers.
@@ -97,7 +99,11 @@ def propose(
     probes: Annotated[
         int | None,
         typer.Option(
-            "--probes", min=20, help="Maximum number of unique probes.", show_default="400, or more for many levels"
+            "--probes",
+            min=20,
+            metavar="N",
+            help="Maximum number of unique probes.",
+            show_default="400, or more for many levels",
         ),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write what enters to params.yaml.")] = False,
@@ -121,7 +127,10 @@ def tune(
     audit: Audit = None,
     preset: Preset = None,
     memory: Annotated[
-        float, typer.Option("--memory", min=0.01, max=1, help="Fraction of the machine's (or GPU's) memory to use.")
+        float,
+        typer.Option(
+            "--memory", metavar="NUMBER", min=0.01, max=1, help="Fraction of the machine's (or GPU's) memory to use."
+        ),
     ] = 0.5,
     allow_bfloat16: Annotated[
         bool, typer.Option("--allow-bfloat16", help="Also consider bfloat16, which changes answers.")
@@ -156,6 +165,7 @@ def shard(
         int | None,
         typer.Option(
             "--gpus",
+            metavar="N",
             min=0,
             help="GPUs that each share, and the audit's other stages, request: compute.gpus.",
             show_default="unchanged",

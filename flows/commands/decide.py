@@ -56,7 +56,9 @@ def review(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"),
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"
+        ),
     ] = None,
     open_: Annotated[
         bool | None,

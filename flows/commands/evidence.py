@@ -195,7 +195,14 @@ def gate(
         typer.Option("--against", metavar="REV", help="A git revision; by default the newest one whose audit passed."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, max=1.0, help="Largest increase still accepted (0.02 = 2 points).")
+        float,
+        typer.Option(
+            "--tolerance",
+            metavar="NUMBER",
+            min=0.0,
+            max=1.0,
+            help="Largest increase still accepted (0.02 = 2 points).",
+        ),
     ] = 0.02,
     first: Annotated[
         bool, typer.Option("--first", help="If there is nothing to compare with, judge by the audit's own gates alone.")

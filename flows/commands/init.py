@@ -1,8 +1,7 @@
 """Set up an audit of your own model and data."""
 
 import sys
-from collections.abc import Callable
-from functools import cached_property
+from functools import cache
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,24 +18,15 @@ _KINDS = "faded.init"  # key for the values of options that kinds of tasks decla
 class InitCommand(TyperCommand):
     """Adds the options that kinds of tasks declare, which imports these kinds."""
 
-    @cached_property
-    def of_kinds(self) -> list[Any]:
-        """The options that kinds of tasks declare."""
-        made = typer.Typer(add_completion=False)
-        made.command()(of_kinds())
-        options = get_command(made).params
-        for option in options:
-            option.expose_value, option.callback = False, _keep
-        return options
-
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, `--help` last."""
         *own, help_ = super().get_params(ctx)
-        return [*own, *self.of_kinds, help_]
+        return [*own, *_of_kinds(), help_]
 
 
-def of_kinds() -> Callable[..., None]:
-    """Return a function whose parameters are the options that kinds of tasks declare, in the form typer reads."""
+@cache
+def _of_kinds() -> list[Any]:
+    """Return the options that kinds of tasks declare; typer makes them from a function with such parameters."""
     from flows.init.propose import options
 
     def nothing() -> None: ...
@@ -55,7 +45,12 @@ def of_kinds() -> Callable[..., None]:
         nothing.__annotations__[of_python] = hint = Annotated[of | None, info]  # type: ignore[valid-type]
         parameters.append(Parameter(of_python, Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     nothing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return nothing
+    made = typer.Typer(add_completion=False)
+    made.command()(nothing)
+    found = get_command(made).params
+    for one in found:
+        one.expose_value, one.callback = False, _keep
+    return found
 
 
 def _keep(ctx: Any, option: Any, value: Any) -> None:
@@ -101,12 +96,15 @@ def init(
     split: Annotated[str | None, typer.Option("--split", help="Split of a data set on the hub.")] = None,
     budget: Annotated[
         int | None,
-        typer.Option("--budget", min=1, help="Unique probes for the search.", show_default="about 10 minutes' worth"),
+        typer.Option(
+            "--budget", metavar="N", min=1, help="Unique probes for the search.", show_default="about 10 minutes' worth"
+        ),
     ] = None,
     probes: Annotated[
         int | None,
         typer.Option(
             "--probes",
+            metavar="N",
             min=100,
             help="Unique probes for the sweep of each concept alone.",
             show_default="a minute's worth, from 500 to 4,000",

@@ -150,7 +150,8 @@ def ratings(
     audit: Audit = None,
     preset: Preset = None,
     target: Annotated[
-        Literal["quality", "bias"], typer.Option("--target", help="Which of the two ratings to use.")
+        Literal["quality", "bias"],
+        typer.Option("--target", metavar="quality|bias", help="Which of the two ratings to use."),
     ] = "quality",
     write: Annotated[bool, typer.Option("--write", help="Write ratings.json and enable it in params.yaml.")] = False,
     labels: Annotated[
@@ -165,7 +166,9 @@ def ratings(
             help="Draw probes at random for people to judge (CSV); once they have, correct the failure rate by it.",
         ),
     ] = None,
-    draws: Annotated[int, typer.Option("--draws", min=20, help="With --spot-check: the number of draws.")] = 100,
+    draws: Annotated[
+        int, typer.Option("--draws", metavar="N", min=20, help="With --spot-check: the number of draws.")
+    ] = 100,
 ) -> None:
     """Compare human ratings with the automatic score, and show which probes people would call failures.
 

@@ -56,6 +56,7 @@ def serve(
         int | None,
         typer.Option(
             "--port",
+            metavar="N",
             min=1,
             max=65535,
             help="Port of the built-in Prefect server.",
