@@ -232,8 +232,8 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
                 f" free it, or write another one into {_REVIEW_PORT} and have the proxy lead there"
             ) from None
         server = life.enter_context(serve_review(audits, public=public))
-    _keep_port(_REVIEW_PORT, int(server.url.rpartition(":")[2]))
-    return public or server.url
+    _keep_port(_REVIEW_PORT, int(server.address.rpartition(":")[2]))
+    return public or server.address
 
 
 def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[str]) -> None:

@@ -188,11 +188,15 @@ def form_of(html: str) -> dict[str, str]:
 
 @dataclass
 class Reviewer:
-    """A browser without a screen, and the decisions that the server reported."""
+    """A browser without a screen, and the server that answers it."""
 
     client: TestClient
-    reported: list[DecisionOutcome]
     served: Served
+
+    @property
+    def reported(self) -> list[DecisionOutcome]:
+        """The decisions that the server reported."""
+        return list(self.served.outcomes.queue)
 
     def enter(self, audit: str = "x", again: str = "") -> str:
         """Open the page by a new link."""
@@ -211,10 +215,9 @@ class Reviewer:
 
 def reviewers(n: int = 1, **more: Any) -> list[Reviewer]:
     """Browsers that share one server."""
-    reported: list[DecisionOutcome] = []
-    served = Served(["x"], HOST, URL, "faded-review-8711", reported.append)
+    served = Served(["x"], URL, HOST, URL, "faded-review-8711")
     app = make_app(served)
-    return [Reviewer(TestClient(app, base_url=URL, follow_redirects=False, **more), reported, served) for _ in range(n)]
+    return [Reviewer(TestClient(app, base_url=URL, follow_redirects=False, **more), served) for _ in range(n)]
 
 
 def answered(*answers: str) -> Callable[..., str]:

@@ -56,7 +56,7 @@ def table() -> ProbeTable:
 
 def visitor(shown: ShownProbes) -> TestClient:
     """A browser that opened its link."""
-    served = Served(["tiny"], HOST, URL, "faded-probes", path=browse.probes_path)
+    served = Served(["tiny"], URL, HOST, URL, "faded-probes", path=browse.probes_path)
     client = TestClient(make_app(served, pages_of(shown)), base_url=URL)
     assert client.get("/probes/tiny").status_code == 403
     assert client.get(served.link("tiny").removeprefix(URL)).status_code == 200

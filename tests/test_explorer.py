@@ -236,7 +236,7 @@ def test_the_review_page_is_open_to_everybody(
     with serve_review(["x"], port=0) as server:
         context = browser.new_context(color_scheme="dark")
         opened = context.new_page()
-        opened.goto(server.served.link("x"))
+        opened.goto(server.link("x"))
         assert tuple(looked_at(opened)) == WIDTHS
         opened.locator(".explorer").get_by_label("outcome").select_option("passed")
         assert opened.locator(".rated:visible").count() == 15

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from flows.people.review.links import write_way_in
-from flows.people.review.server import ReviewServer, serve_review
+from flows.people.review.links import Served, write_way_in
+from flows.people.review.server import serve_review
 from stages.decisions import read_chain
 from tests.review_samples import also_review, change_landscape, kept, make_review
 
 
 class Window:
-    def __init__(self, browser: Any, server: ReviewServer, **context: Any) -> None:
+    def __init__(self, browser: Any, server: Served, **context: Any) -> None:
         self.server = server
         shape = {"viewport": {"width": context.pop("width", 1200), "height": 900}, "reduced_motion": "reduce"}
         self.context = browser.new_context(**shape, **context)
@@ -23,7 +23,7 @@ class Window:
         page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        link = server.served.link("x")
+        link = server.link("x")
         ours = (link.partition("/review/")[0], "data:", "file:")
         self.context.on("request", lambda r: None if r.url.startswith(ours) else self.errors.append(r.url))
         page.goto(link)
@@ -66,7 +66,7 @@ def test_a_file_leads_to_the_page_and_leaves_what_is_open_alone(browser, place):
     with window(browser) as w:
         for audit in ("x", "other"):
             page = w.context.new_page()
-            page.goto(write_way_in(audit, w.server.served.link(audit)).as_uri())
+            page.goto(write_way_in(audit, w.server.link(audit)).as_uri())
             page.get_by_role("heading", name=audit, exact=True).wait_for()
             assert "token" not in page.url
         w.save()

@@ -15,8 +15,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.people.review.links import RECORD, one_time_link, running
-from flows.people.review.server import ReviewServer, serve_review
+from flows.people.review.links import RECORD, Served, one_time_link, running
+from flows.people.review.server import serve_review
 from stages.core.errors import UsageError
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain
 from tests.review_samples import Loopback, also_review, form_of, kept
@@ -72,18 +72,18 @@ def test_a_host_that_does_not_count_is_told(place):
     with serve_review(["x"], port=0) as server:
         for arguments in (("--host", "0.0.0.0"), ("--port", "1")):
             done = faded("--no-open", *arguments)
-            assert f"it listens at {server.url}: --host and --port do not change that" in done.output
+            assert f"it listens at {server.address}: --host and --port do not change that" in done.output
         assert "--host" not in faded("--no-open").output
     with pytest.raises(UsageError, match="cannot listen there"), serve_review(["x"], "192.0.2.1", 1):
         pass
 
 
 def test_ctrl_c_ends_the_command_and_writes_nothing(place, monkeypatch):
-    def interrupted(_self: ReviewServer) -> None:
+    def interrupted(_self: Served) -> None:
         assert RECORD.exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ReviewServer, "next_outcome", interrupted)
+    monkeypatch.setattr(Served, "next_outcome", interrupted)
     done = faded("--no-open", "--port", "0")
     assert done.exit_code == 130 and "no decision on x was recorded" in done.output
     assert kept() == [] and not RECORD.exists()
@@ -128,6 +128,6 @@ def test_a_link_is_no_argument_of_a_browser(place, monkeypatch):
     [uri] = opened
     assert uri == (place / ".faded/review-x.html").resolve().as_uri()
     link = re.search(r"http://\S+", told.stdout).group(0)
-    port = server.url.rpartition(":")[2]
+    port = server.address.rpartition(":")[2]
     assert re.fullmatch(rf"http://faded-[0-9a-f]{{32}}\.localhost:{port}/review/x\?token=\S+&again=yes", link)
     assert link in unescape((place / ".faded/review-x.html").read_text())

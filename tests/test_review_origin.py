@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.people.review.links import review_url
-from flows.people.review.server import PORT, ReviewServer, serve_review
+from flows.people.review.links import Served, review_url
+from flows.people.review.server import PORT, serve_review
 from flows.recur.schedule import public_url
 from stages.core.errors import UsageError
 from stages.decisions import read_chain
@@ -53,7 +53,7 @@ def test_a_browser_that_is_led_to_another_port_brings_nothing_along(place, go):
         return (302, {"Location": there}, b"") if there else (200, {"Content-Type": "text/plain"}, b"")
 
     with serve_review(["x"], port=0) as server, http_server(onwards) as (port, came):  # somebody else's program
-        link = httpx.URL(server.served.link("x"))
+        link = httpx.URL(server.link("x"))
         assert go(str(link)) == f"http://{link.host}:{link.port}/review/x"
         for host in ("127.0.0.1", "localhost"):
             assert go(f"http://{host}:{port}/") == f"http://localhost:{port}/2"
@@ -70,18 +70,18 @@ def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(pla
     assert review_url("x") == "https://audits.example.org/review/x"  # even while no server runs
     with serve_review(["x"], port=0, public=public) as server:
         assert review_url("x") == "https://audits.example.org/review/x"
-        link = httpx.URL(server.served.link("x"))
+        link = httpx.URL(server.link("x"))
         assert str(link).startswith("https://audits.example.org/review/x?token=")
 
         def get(host: str, **headers: str) -> httpx.Response:
-            return httpx.get(f"{server.url}{link.raw_path.decode()}", headers={"Host": host, **headers})
+            return httpx.get(f"{server.address}{link.raw_path.decode()}", headers={"Host": host, **headers})
 
         for other in ("127.0.0.1", "localhost", socket.gethostname(), "example.org", "10.0.0.1"):
             assert get(other).status_code == 421
         opened = get("audits.example.org")
         assert opened.status_code == 303 and "Secure" in opened.headers["set-cookie"]
         cookie = opened.headers["set-cookie"].partition(";")[0]
-        page = httpx.get(f"{server.url}/review/x", headers={"Host": "audits.example.org", "Cookie": cookie})
+        page = httpx.get(f"{server.address}/review/x", headers={"Host": "audits.example.org", "Cookie": cookie})
         assert page.status_code == 200
     Path("prefect.yaml").write_text("public_url: https://audits.example.org:8443/\ndeployments: []\n")
     assert public_url() == "https://audits.example.org:8443"
@@ -101,7 +101,7 @@ def test_what_is_no_address_of_a_proxy_is_refused(place):
 @pytest.mark.slow
 def test_a_reviewer_decides_in_firefox_without_javascript(place, tmp_path):
     with serve_review(["x"], port=0) as server, firefox(tmp_path / "profile", javascript=False) as fox:
-        fox.go(server.served.link("x"))
+        fox.go(server.link("x"))
         assert "token" not in fox.url
         for n, action in ((1, "repair"), (2, "ignore"), (3, "accept")):
             fox.click(f"label[for=action-{n}-{action}]")
@@ -118,8 +118,8 @@ def test_a_reviewer_decides_in_firefox_without_javascript(place, tmp_path):
     assert (made.decision.approve, made.decision.reason) == (True, "for the release")
 
 
-def reached(server: ReviewServer) -> int:
-    return int(server.url.rpartition(":")[2])
+def reached(server: Served) -> int:
+    return int(server.address.rpartition(":")[2])
 
 
 def test_nobody_else_listens_where_browsers_may_look_for_the_page(place):
@@ -139,8 +139,8 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place):
     names = set()
     for given in ("localhost", "::1"):
         with serve_review(["x"], given, 0) as server:
-            assert server.url.startswith("http://127.0.0.1:") and reached(server) != PORT
-            names.add(httpx.URL(server.served.link("x")).host)
+            assert server.address.startswith("http://127.0.0.1:") and reached(server) != PORT
+            names.add(httpx.URL(server.link("x")).host)
             for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
                 with pytest.raises(OSError, match="in use"):
                     socket.create_server((host, reached(server)), family=family)

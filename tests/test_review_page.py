@@ -76,7 +76,7 @@ from flows.people.review.app import make_app
 from flows.people.review.links import Served
 from flows.server.security import EVERY
 
-served = Served(["x"], "faded.localhost", "http://faded.localhost:8711", "faded")
+served = Served(["x"], "", "faded.localhost", "http://faded.localhost:8711", "faded")
 client = TestClient(make_app(served), base_url=served.url)
 assert "/review/x" in client.get(served.link(EVERY)).text
 answer = client.get(served.link("x"))

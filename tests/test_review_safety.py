@@ -186,7 +186,7 @@ ELSEWHERE = (
 def test_nothing_but_its_audits_and_their_reports_is_served(place):
     """Through a socket, as clients normalize addresses before they send them."""
     with serve_review(["x"], port=0) as server:
-        link = httpx.URL(server.served.link("x"))
+        link = httpx.URL(server.link("x"))
         session = follow(str(link)).headers["set-cookie"].partition(";")[0]
 
         def get(path: str) -> tuple[int, str]:
@@ -245,7 +245,7 @@ def test_links_are_given_to_who_knows_the_secret_alone(ada):
 
 def test_who_may_not_is_told_so_before_anything_is_read(place):
     with serve_review(["x"], port=0) as server:
-        link = httpx.URL(server.served.link("x"))
+        link = httpx.URL(server.link("x"))
         for path, status in (("/links?audit=x", 404), ("/review/x", 403)):
             with socket.create_connection(("127.0.0.1", link.port), timeout=30) as connection:
                 head = f"POST {path} HTTP/1.1\r\nHost: {link.host}\r\nContent-Type: application/json\r\n"
@@ -261,7 +261,7 @@ def test_requests_that_never_become_whole_end_and_keep_nobody_out(place, monkeyp
     monkeypatch.setattr(server_module, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(server_module, "MAX_WAITING", 20)
     with serve_review(["x"], port=0) as server, contextlib.ExitStack() as stack:
-        link = httpx.URL(server.served.link("x"))
+        link = httpx.URL(server.link("x"))
         client = stack.enter_context(httpx.Client(transport=Loopback(), follow_redirects=True, timeout=30))
         cookie = client.get(link).history[0].headers["set-cookie"].partition(";")[0]
         half = [stack.enter_context(socket.create_connection(("127.0.0.1", link.port), timeout=30)) for _ in range(60)]
@@ -320,8 +320,8 @@ def test_the_record_of_the_server_is_the_users_alone_and_goes_with_it(place):
     with serve_review(["x"], port=0) as server:
         assert links.RECORD.stat().st_mode & 0o777 == 0o600
         record = links.running()
-        assert record is not None and record.pid == os.getpid() and record.url == server.url
-        assert links.review_url("x") == f"{server.url}/review/x" and links.review_url("other") is None
+        assert record is not None and record.pid == os.getpid() and record.url == server.address
+        assert links.review_url("x") == f"{server.address}/review/x" and links.review_url("other") is None
         link = links.one_time_link("x")
         assert record.secret not in link and follow(link).status_code == 303 and follow(link).status_code == 403
         host = httpx.URL(link).host
@@ -340,7 +340,7 @@ def test_another_servers_record_is_left_alone(place):
         other = ServerRecord(url="http://127.0.0.1:1", pid=1, started=1.0, secret="s")
         other.write(links.RECORD)
         with pytest.raises(UsageError, match=r"--port \d+: cannot listen there"):  # it is taken
-            serve_review(["x"], port=int(server.url.rpartition(":")[2])).__enter__()
+            serve_review(["x"], port=int(server.address.rpartition(":")[2])).__enter__()
     assert ServerRecord.model_validate_json(links.RECORD.read_text()) == other
 
 

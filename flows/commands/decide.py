@@ -137,7 +137,7 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
     decided = False
     try:
         with serve_review([name], host, port) as page:
-            _show(name, page.served.link(name, by), open_, revise)
+            _show(name, page.link(name, by), open_, revise)
             console.print(f"waiting for a decision on {name}; Ctrl-C ends it")
             # Other commands may show their audits here, so do not cut off their reviewers.
             while not decided or (others := page.undecided()):

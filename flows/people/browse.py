@@ -274,5 +274,5 @@ def serve_probes(shown: ShownProbes, port: int | None = None) -> Iterator[str]:
         return make_app(served, pages_of(shown))
 
     served_with: dict[str, Any] = {"path": probes_path, "command": "faded report AUDIT --browse"}
-    with serve_pages(make, [shown.audit], port=port, **served_with) as (_, served):
+    with serve_pages(make, [shown.audit], port=port, **served_with) as served:
         yield served.link(shown.audit)

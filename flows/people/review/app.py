@@ -211,7 +211,7 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
     lines = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.next_steps, "You can close this page."]
 
     def answered() -> None:
-        _served(request).report(outcome)
+        _served(request).outcomes.put(outcome)
         session.done.add(audit)  # only now, as a server that nobody else needs exits
 
     draft = draft_key(audit, decision.landscape, session.bound)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import queue
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,27 +41,29 @@ def report_path(audit: str, name: str) -> Path:
 
 @dataclass
 class Served:
-    """State that the routes of the review pages share.
+    """Pages that are served: the state that their routes share.
 
     Args:
         audits: audits that are shown; holders of the secret may add more.
+        address: where other commands reach the server; links have another, secret host.
         host: the only host name under which the pages are shown.
         cookie: name of the session's cookie; browsers share cookies between all ports of a host.
-        report: called with each decision after its response was sent.
         behind_proxy: whether they are reached through a proxy, and only under its name.
         path: the path of an audit's page.
         command: the command that prints another link, with AUDIT for the audit's name.
+        outcomes: decisions that were recorded and answered.
     """
 
     audits: list[str]
+    address: str
     host: str
     url: str
     cookie: str
-    report: "Callable[[DecisionOutcome], None]" = lambda _: None
     behind_proxy: bool = False
     path: Callable[[str], str] = page_path
     command: str = "faded review AUDIT --link"
     keys: Keys = field(default_factory=Keys)
+    outcomes: "queue.Queue[DecisionOutcome]" = field(default_factory=queue.Queue)
 
     def link(self, audit: str, reviewer: str = "") -> str:
         """An address that opens an audit's page once, in the name of this reviewer if one is given.
@@ -77,6 +80,14 @@ class Served:
 
     def session(self, request: "Request") -> Session | None:
         return self.keys.session(request.cookies.get(self.cookie))
+
+    def next_outcome(self) -> "DecisionOutcome":
+        """Wait for the next decision; by then its reviewer has the response."""
+        return self.outcomes.get()
+
+    def undecided(self) -> int:
+        """Number of browsers that saw an audit without deciding on it; if 0, of decisions not yet processed here."""
+        return self.keys.undecided() or self.outcomes.qsize()
 
 
 def write_way_in(audit: str, link: str) -> Path:

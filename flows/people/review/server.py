@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import errno
 import os
-import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -27,8 +25,6 @@ from stages.core.errors import InfrastructureError, UsageError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from flows.people.approval import DecisionOutcome
-
 HOST = "127.0.0.1"
 PORT = 8711  # a fixed one if it is free, so that it can be forwarded
 _START_LIMIT = 30.0  # seconds
@@ -36,32 +32,10 @@ REQUEST_SECONDS = 10.0  # from connecting, or the last response, to a complete r
 MAX_WAITING = 200  # connections without a request; a process may open about 1000 files
 
 
-@dataclass(frozen=True)
-class ReviewServer:
-    """A running review server.
-
-    Args:
-        url: its address for other commands; links have another, secret host.
-        outcomes: decisions that were recorded and answered.
-    """
-
-    url: str
-    served: Served
-    outcomes: queue.Queue[DecisionOutcome]
-
-    def next_outcome(self) -> DecisionOutcome:
-        """Wait for the next decision; by then its reviewer has the response."""
-        return self.outcomes.get()
-
-    def undecided(self) -> int:
-        """Number of browsers that saw an audit without deciding on it; if 0, of decisions not yet processed here."""
-        return self.served.keys.undecided() or self.outcomes.qsize()
-
-
 @contextlib.contextmanager
 def serve_review(
     audits: Sequence[str], host: str = HOST, port: int | None = None, public: str | None = None
-) -> Iterator[ReviewServer]:
+) -> Iterator[Served]:
     """Serve the review pages of these audits in a background thread while the block runs.
 
     Raises a UsageError if it cannot listen on host and port, and an InfrastructureError if the server does not start.
@@ -76,12 +50,11 @@ def serve_review(
 
         return make_app(served)
 
-    outcomes: queue.Queue[DecisionOutcome] = queue.Queue()
-    with serve_pages(make, audits, host, port, public, report=outcomes.put) as (url, served):
-        record = ServerRecord.of(os.getpid(), url, served.keys.secret, audits=audits)
+    with serve_pages(make, audits, host, port, public) as served:
+        record = ServerRecord.of(os.getpid(), served.address, served.keys.secret, audits=audits)
         try:
             record.write(RECORD)
-            yield ReviewServer(url, served, outcomes)
+            yield served
         finally:
             record.remove(RECORD)
 
@@ -94,15 +67,12 @@ def serve_pages(
     port: int | None = None,
     public: str | None = None,
     **served_with: Any,
-) -> Iterator[tuple[str, Served]]:
+) -> Iterator[Served]:
     """Serve pages of these audits in a background thread while the block runs; see `serve_review`.
 
     Args:
-        make: makes their application, at the first request.
+        make: makes their application, at the first request, so that it takes no memory until then.
         served_with: further fields of `Served`.
-
-    Yields:
-        Their address for other commands, and the state that their routes share.
     """
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
@@ -111,10 +81,15 @@ def serve_pages(
         pages = f"http://{name}:{number}"
         if public is not None:
             name, pages = urlsplit(public).hostname or "", public
-        cookie = f"faded-review-{number}"
-        served = Served(list(audits), name, pages, cookie, behind_proxy=public is not None, **served_with)
+        address, cookie = f"http://{_local(host)}:{number}", f"faded-review-{number}"
+        served = Served(list(audits), address, name, pages, cookie, behind_proxy=public is not None, **served_with)
+        application = cache(lambda: make(served))
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await application()(scope, receive, send)
+
         config = uvicorn.Config(
-            _Later(make, served),
+            answer,
             http=Impatient,
             backlog=100,
             access_log=False,  # it would contain tokens
@@ -130,7 +105,7 @@ def serve_pages(
         thread.start()
         try:
             _wait(server, thread)
-            yield f"http://{_local(host)}:{number}", served
+            yield served
         finally:
             server.should_exit = True
             thread.join(10)
@@ -180,20 +155,6 @@ class Impatient(H11Protocol):
     def _expire(self) -> None:
         if self.waits():
             self.transport.abort()
-
-
-class _Later:
-    """The application of the pages, imported at the first request so that it takes no memory until then."""
-
-    def __init__(self, make: Callable[[Served], ASGIApp], served: Served) -> None:
-        self._make, self._served = make, served
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
-
-    @cached_property
-    def _app(self) -> ASGIApp:
-        return self._make(self._served)
 
 
 def _listen(host: str, port: int | None) -> list[socket.socket]:
