@@ -89,7 +89,7 @@ def serve_pool(pool: str) -> None:
 
 
 def _work(console: Console, server: OwnServer | None, pool: str, api: str) -> None:
-    worker, news = Child("worker", lambda: _worker(pool, api)), _News(console)
+    worker, news = Child(lambda: _worker(pool, api)), _News(console)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             _watch(console, news, server, worker, pool)
@@ -102,8 +102,8 @@ def _work(console: Console, server: OwnServer | None, pool: str, api: str) -> No
 class Child:
     """A child that is restarted when it ends, after a growing delay while it keeps dying (with a code other than 0)."""
 
-    def __init__(self, name: str, start: Callable[[], AbstractContextManager[subprocess.Popen[str]]]) -> None:
-        self.name, self._start = name, start
+    def __init__(self, start: Callable[[], AbstractContextManager[subprocess.Popen[str]]]) -> None:
+        self._start = start
         self._life = ExitStack()
         self._process: subprocess.Popen[str] | None = None
         self._wait = 1.0
@@ -259,7 +259,7 @@ def show_links() -> list[str]:
     return audits + own
 
 
-def _watch(console: Console, news: "_News", server: OwnServer | None, worker: Child | None, pool: str) -> None:
+def _watch(console: Console, news: "_News", server: OwnServer | None, worker: Child, pool: str) -> None:
     from prefect.client.orchestration import get_client
 
     began, look, ask, cut_off = datetime.now(UTC), 0.0, 0.0, False
@@ -267,13 +267,13 @@ def _watch(console: Console, news: "_News", server: OwnServer | None, worker: Ch
         while True:
             if server is not None and not server.alive:
                 raise InfrastructureError(f"the Prefect server ended, see {LOGS / 'prefect-server.log'}")
-            if worker is not None and (code := worker.died()) is not None:
+            if (code := worker.died()) is not None:
                 if code not in (0, 1):  # 1 after a run that failed
-                    console.print(f"[yellow]the {worker.name} ended (exit code {code}): restarting it[/]")
+                    console.print(f"[yellow]the worker ended (exit code {code}): restarting it[/]")
                 cut_off = True
-            if worker is not None and time.monotonic() >= ask:
+            if time.monotonic() >= ask:
                 ask = time.monotonic() + float(os.environ.get(_QUERY_SECONDS, _ASK))
-                with news(worker.name) as lines:
+                with news("worker") as lines:
                     if worker.alive and client.read_flow_runs(**of_pool(pool), **in_state(type=["CANCELLING"])):
                         worker.end()
                         cut_off = True
@@ -289,13 +289,12 @@ def _watch(console: Console, news: "_News", server: OwnServer | None, worker: Ch
                         worker.start()
             if time.monotonic() >= look:
                 look = time.monotonic() + _LOOK
-                if worker is not None:
-                    with news("heartbeat"):
-                        client.send_worker_heartbeat(pool, worker_name(), _LOOK)
+                with news("heartbeat"):
+                    client.send_worker_heartbeat(pool, worker_name(), _LOOK)
                 _settle(news)
                 with news("runs") as lines:
                     name_runs(client, pool)
-                    if worker is None or not worker.alive:  # ours ends with its run
+                    if not worker.alive:  # ours ends with its run
                         crash_silent(pool)
                     lines.extend(troubles(pool, began))
             time.sleep(_STEP)

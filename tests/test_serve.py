@@ -60,7 +60,7 @@ def test_a_child_that_keeps_dying_is_started_after_longer_and_longer_waits(monke
         yield SimpleNamespace(poll=lambda: 3)
         ended.append("ended")
 
-    kept, waits = Child("worker", start), []
+    kept, waits = Child(start), []
     for _ in range(9):
         kept.start()
         assert (kept.died(), kept.died()) == (3, None)  # reported once

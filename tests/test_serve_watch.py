@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -167,12 +168,13 @@ def one_look(monkeypatch, pool: str) -> str:
     def stop(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    said = io.StringIO()
+    said, worker = io.StringIO(), flows.serve.Child(nullcontext)
     console = Console(file=said, width=200)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(worker, "due", lambda: False)  # no run is started
         # Only its own sleep between two rounds: a client that retries a busy server also sleeps within a round.
         patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=time.monotonic, sleep=stop))
-        flows.serve._watch(console, flows.serve._News(console), None, None, pool)
+        flows.serve._watch(console, flows.serve._News(console), None, worker, pool)
     return said.getvalue()
 
 
