@@ -21,22 +21,13 @@ from stages.records import audit_folder
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.contract import Pair, RepairPlan, TargetMode
 from stages.tasks.load import load_alone
-from tests.images import image_context, write_images
+from tests.images import image_context, stripes, write_images
 from tests.workspace import Workspace, audit_params, repair_params
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("stripes")
-    write_images(home / "inputs" / "images.parquet")
-    (home / "prepare").mkdir()
-    ImageClassification.prepare(image_context(home / "inputs"), home / "prepare")
-    return home
-
-
-@pytest.fixture(scope="module")
-def task(home):
-    return ImageClassification.load(image_context(home / "inputs"), home / "prepare")
+def task():
+    return ImageClassification.load(image_context(stripes() / "inputs"), stripes() / "prepare")
 
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
@@ -110,12 +101,12 @@ def test_a_dose_is_a_share_of_the_steps(task, tmp_path, dose, steps):
 
 
 @pytest.mark.slow
-def test_where_failures_are_rare_an_aimed_repair_beats_its_control_at_as_many_steps(home):
+def test_where_failures_are_rare_an_aimed_repair_beats_its_control_at_as_many_steps():
     """One level of 22 breaks the model in a grid of 1,152 cells: 7% fail."""
     grid = {"rotation": [0, 1, 2, 3, 4, 5, 6, 30], "darkening": [0, 0.05, 0.1, 0.15, 0.2, 0.25]}
     grid |= {"contrast": [1, 0.98, 0.96, 0.94], "noise": [0, 0.01, 0.02, 0.03]}
-    context = image_context(home / "inputs", concepts=grid)
-    task = ImageClassification.load(context, home / "prepare")
+    context = image_context(stripes() / "inputs", concepts=grid)
+    task = ImageClassification.load(context, stripes() / "prepare")
     target, rng = TargetMode("M1", Region({"rotation": (7,)})), np.random.default_rng(0)
     asked = rng.choice(task.items.ids("test"), 1000).tolist()
     everywhere, inside = task.concepts.sample(1000, rng), target.region.sample(task.concepts, 1000, rng)
@@ -129,7 +120,7 @@ def test_where_failures_are_rare_an_aimed_repair_beats_its_control_at_as_many_st
             plan = RepairPlan([target], SETTINGS, seed, draft=True, **how)
             with tempfile.TemporaryDirectory() as folder:
                 task.repair(plan, Path(folder))
-                found.append(failing(ImageClassification.load(context, home / "prepare", Path(folder))))
+                found.append(failing(ImageClassification.load(context, stripes() / "prepare", Path(folder))))
         return np.mean(found, axis=0)
 
     before, aimed, control = failing(task), after(), after(control="as_used")

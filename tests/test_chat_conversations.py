@@ -130,18 +130,21 @@ def test_whoever_understands_never_fails_and_what_is_right_changes_with_the_fact
     assert not task.fails_unchanged().any() and len(task.notes()) == 2
 
 
+FEW = {"turn_2": ["none", "fact"], "tool": [*TOOLS, "ignore"]}
+
+
 @pytest.mark.parametrize(
-    ("weakness", "fails"),
+    ("weakness", "concepts", "fails"),
     [
-        ("impatient", lambda turns, tool: tool == "slow"),
-        ("invents", lambda turns, tool: tool == "fails"),
-        ("obeys", lambda turns, tool: "ignore" in (*turns, tool)),
-        ("stubborn", lambda turns, tool: tool != "fails" and turns in STUBBORN),
+        ("impatient", FEW, lambda turns, tool: tool == "slow"),
+        ("invents", FEW, lambda turns, tool: tool == "fails"),
+        ("obeys", FEW | {"turn_1": ["none", "ignore"]}, lambda turns, tool: "ignore" in (*turns, tool)),
+        ("stubborn", CONCEPTS, lambda turns, tool: tool != "fails" and turns in STUBBORN),
     ],
 )
-def test_a_weakness_fails_where_it_shows(inputs, tmp_path, weakness, fails):
+def test_a_weakness_fails_where_it_shows(inputs, tmp_path, weakness, concepts, fails):
     with served(lambda request: understands(request, weakness), whole=True) as model:
-        task = loaded(context(inputs, model), tmp_path / "prepare")
+        task = loaded(context(inputs, model, concepts), tmp_path / "prepare")
         items, cells = grid(task)
         failed = task.probe(items, cells).failed
     for cell, found in zip(cells, failed, strict=True):

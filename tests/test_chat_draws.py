@@ -71,13 +71,14 @@ def test_a_probe_fails_if_any_or_all_of_its_answers_do_and_all_are_kept(inputs, 
 
 
 def test_draws_of_weights_that_are_here_differ_and_depend_on_their_probe_alone(inputs, tmp_path):
-    _, task = loaded(of(inputs, None), tmp_path / "prepare")
-    ids, cells = task.items.ids("discover")[:4], np.array([[0], [1], [1], [0]])
+    given = of(inputs, None, items={"discover": 4})
+    _, task = loaded(given, tmp_path / "prepare")
+    ids, cells = task.items.ids("discover"), np.array([[0], [1], [1], [0]])
     outputs = task.probe(ids, cells).outputs
-    other = Chat.load(of(inputs, None), tmp_path / "prepare")
+    other = Chat.load(given, tmp_path / "prepare")
     assert outputs == [other.probe([i], c[None]).outputs[0] for i, c in zip(ids, cells, strict=True)]
     assert all(len(draws_in(text)) == 4 for text in outputs) and len(set(draws_in(outputs[0]))) > 1
-    reseeded = Chat.load(dataclasses.replace(of(inputs, None), seed=4), tmp_path / "prepare")
+    reseeded = Chat.load(dataclasses.replace(given, seed=4), tmp_path / "prepare")
     assert reseeded.probe(ids[1:2], cells[1:2]).outputs != outputs[1:2]
 
 

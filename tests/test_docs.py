@@ -125,11 +125,6 @@ def test_wording_of_pages_and_messages():
     assert told == {}
 
 
-def test_wording_is_noticed(tmp_path):
-    (tmp_path / "module.py").write_text('"""Thus."""\nprint("is drawn\\n anew", "e.g. once")\n')
-    assert avoided(messages(tmp_path / "module.py")) == ["'anew': write again", "'e.g.': write for example"]
-
-
 @pytest.mark.parametrize("page", WITH_README, ids=names(WITH_README))
 def test_relative_links_point_to_files(page):
     for target in LINK.findall(page.read_text(encoding="utf-8")):

@@ -15,11 +15,6 @@ TEMPLATES = {path.stem: json.loads(path.read_text()) for path in (ROOT / ".dvc/p
 PLOTS = [(stage, plot) for stage in STAGES.values() for plot in stage["do"].get("plots", [])]
 
 
-def test_metrics_are_the_headlines_alone():
-    metrics = [next(iter(out)) for stage in STAGES.values() for out in stage["do"].get("metrics", [])]
-    assert metrics == ["data/${key}/report/headline.json", "data/${key}/conclude/headline.json"]
-
-
 def test_each_template_of_a_plot_is_there_and_takes_its_columns():
     named = [settings["template"] for _, plot in PLOTS for settings in plot.values() if "template" in settings]
     assert sorted(named) == sorted(TEMPLATES)

@@ -95,12 +95,12 @@ def test_answers_that_cannot_be_judged_are_refused(spoil, message: str, tmp_path
 
 def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path) -> None:
     quick = {"first": 40, "batch": 30, "candidates": 600, "final_generations": 10}
-    config = DiscoverConfig(explorer="model_based", budget=200, settings=quick)
+    config = DiscoverConfig(explorer="model_based", budget=140, settings=quick)
     whole = search(make_task(), ids(make_task()), config, seed=3)
 
     class KilledTask(PlantedTask):
         def probe(self, *args, **kwargs):
-            if self.queries > 125:
+            if self.queries > 90:
                 raise InfrastructureError("killed")
             return super().probe(*args, **kwargs)
 

@@ -26,12 +26,6 @@ def card_of(workspace: Workspace, readme: str | None = None, loader: str | None 
     return model_card(readme, *records_of({**found, **verdict}), decided.model_copy(update=plan or {}), loader)
 
 
-def test_a_card_says_what_was_measured_before_what_the_training_says_of_itself(workspace):
-    card = card_of(workspace, "---\ntags: [x]\n---\n\n# Mine\n\n## Numbers so far\n\n99%\n", "import torch\n")
-    headings = [line for line in card.splitlines() if line.startswith(("# ", "## "))]
-    assert headings == ["# Mine", "## Evaluation before and after", "## Numbers so far", "## How to load it"]
-
-
 @pytest.fixture
 def here(workspace):
     with inside(workspace):
@@ -134,7 +128,10 @@ def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
     assert not (tmp_path / "deploy").exists()
 
 
-def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
+def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers_before_it(workspace):
+    card = card_of(workspace, "---\ntags: [x]\n---\n\n# Mine\n\n## Numbers so far\n\n99%\n", "import torch\n")
+    headings = [line for line in card.splitlines() if line.startswith(("# ", "## "))]
+    assert headings == ["# Mine", "## Evaluation before and after", "## Numbers so far", "## How to load it"]
     readme = "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n"
     card = card_of(workspace, readme)
     assert card.startswith(f"{readme}\n## Evaluation before and after\n")

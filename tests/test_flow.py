@@ -105,26 +105,16 @@ def test_changing_only_a_gate_reruns_only_conclude_and_the_run_shows_whose_it_is
     assert tasks["conclude@tiny"].state.message.startswith("ran in ")
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "code", "flow_state", "task_state"),
-    [
-        ({"passed": False, "kill_first": 1}, 1, "Gate failed", "Completed"),  # killed once, it is retried
-        ({"exit": 2}, 2, "Failed", "Failed"),
-    ],
-)
-def test_what_did_not_pass_ends_in_a_state_of_its_own(finished, audit_here, behaviour, code, flow_state, task_state):
+def test_a_killed_stage_is_retried_and_a_failed_gate_ends_in_a_state_of_its_own(finished, audit_here):
     (finished.path / ".faded/attempts-conclude-tiny").unlink()
-    finished.toy(conclude__tiny=behaviour)
-    ended, told = audit_here(finished)
-    assert ended == code and "tiny: pass" not in told  # the verdict on disk is from an earlier run
-    assert finished.executed() == ["conclude@tiny"] * (1 + ("kill_first" in behaviour))
-    assert ("stage exited with -9" in told and "attempt 2 of 3" in told) is ("kill_first" in behaviour)
+    finished.toy(conclude__tiny={"passed": False, "kill_first": 1})
+    code, told = audit_here(finished)
+    assert code == 1 and "tiny: pass" not in told  # the verdict on disk is from an earlier run
+    assert finished.executed() == ["conclude@tiny"] * 2
+    assert "stage exited with -9" in told and "attempt 2 of 3" in told
     run, tasks = last_run()
-    assert run.state.is_failed() and (run.state.name, tasks["conclude@tiny"].state.name) == (flow_state, task_state)
-    logs = logs_of(run)
-    assert "Traceback" not in "".join(log.message for log in logs)
-    levels = {log.level for log in logs if log.message.startswith("error: toy conclude was told")}
-    assert levels == (set() if flow_state == "Gate failed" else {logging.ERROR})
+    assert run.state.is_failed() and (run.state.name, tasks["conclude@tiny"].state.name) == ("Gate failed", "Completed")
+    assert "Traceback" not in "".join(log.message for log in logs_of(run))
 
 
 def logs_of(run: FlowRun) -> list[Log]:
@@ -280,7 +270,12 @@ def test_a_rejection_ends_like_a_failed_gate_and_a_failure_before_it_ends_the_au
     code, told = audit_here(finished)
     assert code == 2, told
     assert finished.executed() == ["summarize@tiny"]
-    assert "not reached" in told and "waits for a decision" not in told
+    assert "not reached" in told and "waits for a decision" not in told and "tiny: pass" not in told
+    run, tasks = last_run()
+    assert run.state.is_failed() and (run.state.name, tasks["summarize@tiny"].state.name) == ("Failed", "Failed")
+    logs = logs_of(run)
+    assert "Traceback" not in "".join(log.message for log in logs)
+    assert {log.level for log in logs if log.message.startswith("error: toy summarize was told")} == {logging.ERROR}
 
 
 def test_a_gpu_is_given_to_one_stage_at_a_time():

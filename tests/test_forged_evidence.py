@@ -1,6 +1,7 @@
 """Forged evidence: none of it passes a careful reader, and what dvc.lock binds shows even without a signature."""
 
 import base64
+import functools
 import json
 import struct
 import tracemalloc
@@ -249,10 +250,16 @@ def test_a_zip_that_can_be_read_in_two_ways_is_refused(signed, key, tmp_path, ch
     assert "is not a valid evidence bundle" in refused(path, key[1])
 
 
+@functools.cache
+def packed_zeros() -> bytes:
+    """600 MB of zeros."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(600)) + packer.flush()
+
+
 def deflated_bomb(path: Path, *, told: int | None = None) -> Path:
     """600 MB of zeros in a member that declares this size, or another one."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(600)) + packer.flush()
+    packed = packed_zeros()
     size, name = 600 * 2**20 if told is None else told, MANIFEST.encode()
     common = struct.pack("<5H3I2H", 20, 0, 8, 0, 33, 0, len(packed), size, len(name), 0)
     local = b"PK\x03\x04" + common + name + packed

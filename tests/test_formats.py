@@ -22,8 +22,8 @@ from flows.evidence.bundle import ENVELOPE, Bundle, read_bundle
 from flows.evidence.formats import EVAL_RESULT, TEST_RESULT, every_eval_ever, model_digest, statements
 from flows.evidence.signature import machine_key, read_envelope
 from flows.evidence.write import sign_by_default
-from tests.bundles import DATA, PLAN, bundle_of, edited
-from tests.finished import faded, finished_audits, inside
+from tests.bundles import DATA, PLAN, bundle_of, edited, written
+from tests.finished import faded, inside
 from tests.workspace import ROOT
 
 
@@ -57,9 +57,9 @@ def test_a_statement_is_signed_once_by_each_key(bundle, tmp_path):
     assert len(beside(path).read_bytes().splitlines()) == 2 * len(ec)
 
 
-def test_an_unsigned_bundle_has_only_the_sheet_which_says_so(workspace, tmp_path):
-    path = tmp_path / "unsigned.zip"
-    shutil.copy(bundle_of(finished_audits().copy(tmp_path / "ws")), path)
+def test_an_unsigned_bundle_has_only_the_sheet_which_says_so(bundle, tmp_path):
+    members = {name: data for name, data in bundle.members.items() if name != ENVELOPE}
+    path = written(tmp_path / "unsigned.zip", members)
     assert [file.name for file in write_beside(read_bundle(path), machine_key())] == ["unsigned.sign-off.html"]
     assert "UNSIGNED" in (tmp_path / "unsigned.sign-off.html").read_text()
 

@@ -23,25 +23,13 @@ from stages.records import Comparison, Difference, Gate, Provenance, RepairVerdi
 from stages.records.landscape import RatingsInForce
 from tests.finished import commit, faded, inside, run_stages
 from tests.workspace import FADED, ROOT, STAGES, Workspace
-
-WORSE = ("failed = inside |", "failed = inside | (cells[:, 0] <= 1) |")  # an edit of planted.py
-
-
-def spoil(workspace: Workspace) -> None:
-    """Make the model fail more."""
-    code = workspace.path / "planted.py"
-    assert WORSE[0] in code.read_text()
-    code.write_text(code.read_text().replace(*WORSE))
+from tests.worse import spoil, worse_audits
 
 
 @pytest.fixture(scope="module")
-def worse(workspace, tmp_path_factory) -> Workspace:
+def worse(tmp_path_factory) -> Workspace:
     """The audit "other" again, with a model that fails more, committed as `second`."""
-    worse = workspace.copy(tmp_path_factory.mktemp("worse") / "ws")
-    spoil(worse)
-    run_stages(worse, "other")
-    commit(worse, "second")
-    return worse
+    return worse_audits().copy(tmp_path_factory.mktemp("worse") / "ws")
 
 
 def fail(workspace: Workspace) -> None:

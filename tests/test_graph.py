@@ -76,7 +76,6 @@ def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, t
     [
         ("repairs.tiny.gates.target_failure_rate.change_max", -0.2, {"conclude@tiny"}),
         ("audits.tiny.prepare.noise", 0.05, {"prepare@tiny", "report@tiny", "conclude@tiny"}),
-        ("audits.other.summarize.modes", 3, {"summarize@other", "report@other"}),
     ],
 )
 def test_a_parameter_makes_only_its_stages_stale(inside, path, value, stale):

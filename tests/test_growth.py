@@ -88,6 +88,7 @@ def test_on_a_sampled_grid_probes_count_once_and_its_cells_are_said_to_be_some(m
     model = Smooth()
     probes = pd.concat([model.probes(400, greedy=False), model.probes(400, greedy=False)], ignore_index=True)
     landscape = model.landscape(probes)
-    assert landscape.sampled and landscape.table["probes"].sum() < 400
+    assert landscape.sampled and len(landscape.table) == 20 and landscape.table["probes"].sum() < 400
+    assert abs(landscape.rates.mean() - model.truth.mean()) < 0.1
     told = _trust(recorded(model, sampled=landscape.sampled), landscape.table)
     assert re.search(r"% of these cells, which make up [\d.]+% of use, were probed at least once", " ".join(told))

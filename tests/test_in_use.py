@@ -13,17 +13,15 @@ from benchmarks.usage_coverage import GRID, SCENARIOS, Scenario, coverage, simul
 from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage, chance_at_random, chance_in_turn
-from stages.core.ledger import Ledger
 from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
-from stages.explorers.search import search
 from stages.landscape.compare import PairedAnswers
 from stages.landscape.confirm import draw_inside, no_fresh
 from stages.landscape.describe import shares_of_failures
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.landscape.rates import rate_in_use
 from stages.landscape.unshown import ShownMode, bound_unshown
-from stages.params import AuditConfig, DiscoverConfig
+from stages.params import AuditConfig
 from stages.params.usage import CombinationConfig, UsageConfig, in_use
 from stages.provenance import run_key
 from stages.records.landscape import UsageRecord, usage_record
@@ -329,15 +327,6 @@ def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
     assert np.mean(weighted) == pytest.approx(share, abs=0.01)
 
 
-def test_groups_widen_the_interval() -> None:
-    [drawn] = simulations(SCENARIOS[3], 1)
-    group = drawn.probes["item"].str[1:].astype(int) % 8
-    failed = drawn.probes["failed"].to_numpy(dtype=bool) | (group == 0).to_numpy()
-    grouped = drawn.probes.assign(group=group.astype(str))
-    one, other = (rate_in_use(drawn.space, failed, table).rate for table in (drawn.probes, grouped))
-    assert other.value == pytest.approx(one.value) and other.high - other.low > 2.5 * (one.high - one.low)
-
-
 # Left to the benchmark: what differs from another one only in its rates.
 KINDS = [SCENARIOS[k] for k in range(len(SCENARIOS)) if k not in (0, 2, 5, 14)]
 
@@ -444,31 +433,6 @@ def test_other_weights_of_levels_need_no_new_search() -> None:
     assert independent[0]["drawn"] != independent[1]["drawn"], "numbers of changes follow from these weights"
 
 
-def test_a_search_for_another_usage_asks_no_known_probe_again() -> None:
-    ledger, asked = Ledger(), []
-
-    def searched(config: UsageConfig) -> pd.DataFrame:
-        task = planted(items=10, levels=3)
-        task.concepts = in_use(task.concepts, config)
-        answer = task.probe
-
-        def counted(items: list[str], cells: np.ndarray) -> Any:
-            asked.extend(zip(items, map(tuple, cells.tolist()), strict=True))
-            return answer(items, cells)
-
-        task.probe = counted
-        budget = DiscoverConfig(explorer="random", budget=60)
-        probes = search(task, task.items.table["id"].tolist(), budget, seed=0, ledger=ledger).probes
-        return probes.drop_duplicates(["item", *task.concepts.names])
-
-    first = searched(UsageConfig())
-    assert len(asked) == len(first)
-    second = searched(UsageConfig(changes=[0.2, 0.5, 0.3]))
-    assert len(asked) == len(set(asked)), "nothing was asked twice"
-    both = pd.concat([first, second]).duplicated(["item", "tilt", "fog", "dust", "rain"])
-    assert both.sum() > 10 and len(asked) == len(first) + len(second) - both.sum()
-
-
 def test_rates_among_some_probes_leave_out_the_use_of_the_others() -> None:
     """Whatever changes three concepts fails; for half of the items that is not valid, so half of 10% is left out."""
     rates, inside = [], 0
@@ -520,7 +484,7 @@ def test_a_region_is_measured_by_the_probes_within_it() -> None:
     assert abs(np.mean(off)) < 4 * np.std(off) / 7
 
 
-@pytest.mark.parametrize("explorer", ["random", "model_based"])
+@pytest.mark.parametrize("explorer", ["random", pytest.param("model_based", marks=pytest.mark.slow)])
 def test_a_search_draws_the_same_for_other_weights_of_levels(explorer: str) -> None:
     asked = []
     for weight in (1, 9):

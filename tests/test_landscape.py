@@ -349,6 +349,7 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     assert [row.rate for row in few] == [smooth.mean_rate(jump == level).value for level in range(3)]
 
 
+@pytest.mark.slow
 def test_boxes_with_sharp_edges_need_trees(monkeypatch):
     """Smoothness is wrong there, and held-out probes show it; intervals contain the truth all the same."""
     monkeypatch.setitem(TREES, "max_iter", 120)
@@ -368,10 +369,3 @@ def test_boxes_with_sharp_edges_need_trees(monkeypatch):
 def test_a_model_that_never_fails(smooth):
     landscape = smooth.landscape(smooth.probes(300, greedy=False).assign(failed=False, discrepancy=-0.5))
     assert np.isfinite(landscape.table[["rate", "low", "high"]].to_numpy()).all() and landscape.rates.mean() < 0.1
-
-
-def test_a_grid_too_large_is_sampled(smooth, monkeypatch):
-    monkeypatch.setattr(sys.modules["stages.landscape.estimate"], "MAX_CELLS", 100)
-    landscape = smooth.landscape(smooth.probes(400, greedy=False))
-    assert landscape.sampled and len(landscape.table) == 100
-    assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.08

@@ -169,15 +169,12 @@ def outcome(*answers: tuple[int, float]) -> list[Mode]:
     return confirm(rates, regions, CONTROL, Fresh(60 * len(answers), ask), seed=0)[0]
 
 
-def test_a_region_is_a_mode_where_chance_would_rarely_make_it_one():
+def test_a_region_is_a_mode_where_chance_would_rarely_make_it_one_and_its_interval_lies_above_the_grids_rate():
     for failures, is_confirmed in ((15, False), (16, True)):
         assert (worse_probes((failures, 40 - failures), (250, 750)) < 0.05) is is_confirmed
         (mode,) = outcome((failures, 0.6))
         assert mode.confirmed is is_confirmed
         assert (mode.rate.n, mode.failures) == ((20, 12) if is_confirmed else (40, failures))
-
-
-def test_a_region_whose_measured_interval_reaches_down_to_the_grids_rate_is_no_mode():
     for share, is_confirmed in ((0.45, False), (0.5, True)):
         (mode,) = outcome((30, share))
         assert (mode.confirmed, mode.rate.n, mode.rate.low > 0.25) == (is_confirmed, 20, is_confirmed)
@@ -359,12 +356,9 @@ def test_a_single_cell_that_rises_above_all_else_is_named(modes):
     assert alone in found and len(found) <= modes
     larger = regions_of(space, cells, rates, SummarizeConfig(modes=modes, min_support=0.001))
     assert alone not in larger, "smaller than a mode may be"
-
-
-def test_noise_makes_no_peak():
     for height in (0.05, 0.1):
-        regions = regions_of(*rates_of_a_cell(height), SummarizeConfig())
-        assert all(len(region.allowed) <= 3 for region in regions)
+        noise = regions_of(*rates_of_a_cell(height), SummarizeConfig(modes=modes))
+        assert all(len(region.allowed) <= 3 for region in noise), "noise makes no peak"
 
 
 def test_a_peak_is_named_beside_a_region_and_cut_out_of_one():

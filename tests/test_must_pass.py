@@ -19,11 +19,6 @@ from tests.finished import commit, faded, finished_audits, inside, run_stages
 AFTER = ("collect_feedback", "restructure", "re_evaluate", "compare", "conclude")
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return finished_audits().copy(tmp_path_factory.mktemp("must-pass") / "workspace")
-
-
 def written(text: str):
     path = decisions_dir("tiny") / "must_pass.csv"
     path.write_text(text, encoding="utf-8")
