@@ -12,11 +12,11 @@ import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import FileSystemLoader
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, STATEMENT, Bundle, digest_of, dump_json, parse_strict_json
@@ -31,6 +31,7 @@ from flows.evidence.formats import (
     model_digest,
     shown_measures,
     statements,
+    subject_of,
 )
 from flows.evidence.signature import (
     PUBLIC_KEY,
@@ -74,21 +75,6 @@ PROVISIONS = {
     "fixed": Provision("Art. 9(2)(d)", "MANAGE 1.3"),
     "": Provision("Art. 15(1), 15(3)", "MEASURE 2.5"),
 }
-EVIDENCE = Provision("Annex IV(2)(g)", "MEASURE 2.1")
-DECIDED = Provision("Art. 9(5), Annex IV(5)", "GOVERN 2.1, MANAGE 1.2")
-NOT_COVERED = (
-    ("Art. 9(2)(b), (c)", "risks of misuse, and risks known from monitoring after deployment"),
-    ("Art. 9(7)", "testing in real-world conditions: changes are simulated on given items"),
-    ("Art. 9(9)", "effects on minors and other vulnerable groups"),
-    ("Art. 10", "how data were collected and governed"),
-    ("Art. 12, 13, 14", "logs, instructions for use, and how people oversee the system"),
-    ("Art. 15(5)", "attacks: poisoned data or models, theft, inputs made by an adversary who knows the model"),
-    (
-        "Annex IV(1), (2)(a) to (f), (6) to (9)",
-        "what the system is, how it was made, changes, standards, monitoring",
-    ),
-    ("AI RMF", "GOVERN but for who decided, MAP but for failures, privacy (MEASURE 2.10), environment (2.12)"),
-)
 
 
 class SignOffRow(NamedTuple):
@@ -111,27 +97,24 @@ def sign_off_sheet(bundle: Bundle, known: Mapping[str, str]) -> str:
     repaired = bundle.last_stage == "conclude"
     by_rule = bundle.audit in bundle.yaml(PARAMS).get("repairs", {})  # if no person decided
     verdict = (of.conclude if repaired else of.report).verdict
-    template = _templates().get_template("sign_off.html.j2")
-    return template.render(
+    pages = environment().overlay(loader=FileSystemLoader(Path(__file__).parent / "templates"))
+    return pages.get_template("sign_off.html.j2").render(
         bundle=bundle,
         manifest=bundle.manifest,
         digest=digest_of(bundle.members),
         model=model_digest(bundle),
         verdict=verdict_text(verdict),
         concerns=verdict.concerns,
-        about="the repaired model" if bundle.manifest["parts"].get("repaired") else "the model under test",
+        about="the repaired model" if subject_of(bundle.manifest) == "repaired" else "the model under test",
         items=items_of(bundle),
         concepts=[concept.name for concept in of.summarize.landscape.concepts],
         usage_stated=(usage := of.summarize.landscape.usage) is not None and usage.stated,
         rows=rows[:MOST_ROWS],
         left_out=len(rows) - MOST_ROWS,
         decided=decided(bundle) or [(NO_HUMAN if by_rule else "nobody: the audit ends with its landscape", "", "")],
-        decided_under=DECIDED,
-        evidence_under=EVIDENCE,
         plan=of.collect_feedback.plan.modes if repaired else [],
         most=MOST,
         signed=_signed(bundle, known),
-        not_covered=NOT_COVERED,
     )
 
 
@@ -171,13 +154,6 @@ def _signed(bundle: Bundle, known: Mapping[str, str]) -> list[tuple[str, str, st
         return []
     when, key_ids = check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT))
     return [(known.get(key, "a key not known here"), key, f"{when:%Y-%m-%d %H:%M} UTC") for key in key_ids]
-
-
-@cache
-def _templates() -> Environment:
-    pages: Any = environment().overlay()
-    pages.loader = FileSystemLoader(Path(__file__).parent / "templates")
-    return pages  # type: ignore[no-any-return]
 
 
 REPRODUCTION = "urn:faded:reproduction:v1"

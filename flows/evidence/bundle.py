@@ -172,17 +172,17 @@ _MEMBER = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*SEALS, PARAMS, LOCK)))})"
     rf"|data/[\w-]+/(?:{_WHOLE}|{re.escape(RATINGS)}|decisions/(?:[0-9a-f]{{16}}(?:\.\d+)?\.yaml|{MUST_PASS}))"
 )
-# The part of a file, by the beginning of its path below data/<audit>; the first match counts. All others are records.
-_PARTS = (
-    ("prepare/model/", "model"),
-    ("prepare/items.parquet", "data"),
-    ("inputs/", "inputs"),
-    ("decisions/", "decisions"),
-    ("summarize/landscape.", "landscape"),
-    ("collect_feedback/plan.json", "plan"),
-    ("restructure/models/repaired/", "repaired"),
-    ("restructure/models/control/", "control"),
-)
+# The beginnings of files' paths below data/<audit>, by their part. All other files are records.
+STARTS = {
+    "repaired": "restructure/models/repaired/",
+    "model": "prepare/model/",
+    "control": "restructure/models/control/",
+    "data": "prepare/items.parquet",
+    "inputs": "inputs/",
+    "decisions": "decisions/",
+    "landscape": "summarize/landscape.",
+    "plan": "collect_feedback/plan.json",
+}
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def bundle_part(name: str, audit: str, last: str) -> str:
     inside = name.removeprefix(f"data/{audit}/")
     if inside.startswith("decisions/") and not name.endswith(".yaml"):
         return "records"
-    return next((part for start, part in _PARTS if inside.startswith(start)), "records")
+    return next((part for part, start in STARTS.items() if inside.startswith(start)), "records")
 
 
 def md5(data: bytes) -> str:

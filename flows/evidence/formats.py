@@ -15,13 +15,13 @@ from decimal import Decimal
 from math import isnan
 from typing import Any
 
-from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, STATEMENT, Bundle, digest_of, parse_strict_json
+from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, STARTS, STATEMENT, Bundle, digest_of, parse_strict_json
 from flows.evidence.signature import TIME, check_envelope
 from flows.graph.lock import sha256
 from stages.core.errors import UsageError
 from stages.core.intervals import LEVEL
 from stages.provenance import sha256_of_folder
-from stages.records import Gate, Rate, RateRecord
+from stages.records import Difference, Gate, Rate, RateRecord
 from stages.records.provenance import Manifest, ManifestFile, Parts
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -40,7 +40,7 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
         manifest_sha256: its hash, which makes the statement cover everything else.
     """
     parts = manifest["parts"]
-    subject = _subject(manifest)
+    subject = subject_of(manifest)
     needed = [part for part in ("model", "data", "ratings", "decisions") if part != subject]
     commit, dirty = manifest["git"]["revision"], manifest["git"]["dirty"]
     revision = [{"name": "git", "digest": {"gitCommit": commit}, "annotations": {"dirty": dirty}}] if commit else []
@@ -73,16 +73,16 @@ def _with_names(value: Any) -> Any:
     return [_with_names(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _subject(manifest: Manifest) -> str:
+def subject_of(manifest: Manifest) -> str:
+    """The part with the model that the verdict is about."""
     return "repaired" if manifest["parts"].get("repaired") else "model"
 
 
 def model_files(manifest: Manifest) -> Iterator[tuple[str, ManifestFile]]:
     """The files of the model that the verdict is about, by their paths in its folder."""
-    part = _subject(manifest)
-    root = {"repaired": "/restructure/models/repaired/", "model": "/prepare/model/"}[part]
+    part = subject_of(manifest)
     for path, entry in manifest["parts"][part].items():
-        yield path.partition(root)[2] or path, entry
+        yield path.partition(f"/{STARTS[part]}")[2] or path, entry
 
 
 def _files(parts: Parts, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -112,22 +112,20 @@ def shown_measures(bundle: Bundle) -> list[Measured]:
 
     of = bundle.records
     if bundle.last_stage == "conclude":
-        found = of.compare.comparison.shown_differences
         numbers = [
-            (measure, one.name or words(measure), one.after, one.after_low, one.after_high, one.pairs)
-            for measure, one in found.items()
+            (measure, one.name or words(measure), at_end_of(one))
+            for measure, one in of.compare.comparison.shown_differences.items()
         ]
     else:
         landscape = of.summarize.landscape
-        whole = landscape.overall
-        numbers = [("failure_rate", words("failure_rate"), whole.value, whole.low, whole.high, whole.n)]
-        modes = ((mode.id, f"failure rate where {mode.text}", mode.measured) for mode in landscape.modes)
-        numbers += [(f"mode.{name}", text, at.value, at.low, at.high, at.n) for name, text, at in modes]
-    return [
-        Measured(measure, name, RateRecord(value=value, low=low, high=high, n=n).rate)
-        for measure, name, value, low, high, n in numbers
-        if value is not None
-    ]
+        numbers = [("failure_rate", words("failure_rate"), landscape.overall)]
+        numbers += [(f"mode.{one.id}", f"failure rate where {one.text}", one.measured) for one in landscape.modes]
+    return [Measured(measure, name, at.rate) for measure, name, at in numbers if at.value is not None]
+
+
+def at_end_of(one: Difference) -> RateRecord:
+    """A quantity after the repair."""
+    return RateRecord(value=one.after, low=one.after_low, high=one.after_high, n=one.pairs)
 
 
 def gates_of(bundle: Bundle) -> list[Gate]:
@@ -229,7 +227,7 @@ def every_eval_ever(bundle: Bundle) -> dict[str, Any]:
     when, audit, digest = str(int(signed_on(bundle).timestamp())), bundle.audit, digest_of(bundle.members)
     prepared, manifest = bundle.records.prepare.metrics, bundle.manifest
     model, data = prepared.origins
-    repaired = bool(manifest["parts"].get("repaired"))
+    repaired = subject_of(manifest) == "repaired"
     config = bundle.yaml(PARAMS)["audits"][audit]
     return {
         "schema_version": _EEE_SCHEMA,

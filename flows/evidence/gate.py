@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evidence.bundle import ENVELOPE, Bundle
+from flows.evidence.formats import at_end_of
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.evidence.write import proven_evidence
 from flows.graph.lock import md5_in
@@ -41,7 +42,6 @@ from stages.core.files import replace_file, stage_dir
 from stages.core.git import file_at, git
 from stages.core.intervals import LEVEL, NO_RATE, Rate
 from stages.params import Params
-from stages.records import RateRecord
 
 if TYPE_CHECKING:
     from flows.evidence.checks import Check
@@ -244,7 +244,7 @@ def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) ->
     """
     was, now_is = (run.comparison.differences["clean_quality"] for run in (then, now))
     what = f"repaired model: {now_is.name or 'clean quality'}"
-    a, b = (RateRecord(value=q.after, low=q.after_low, high=q.after_high, n=q.pairs).rate for q in (was, now_is))
+    a, b = at_end_of(was).rate, at_end_of(now_is).rate
     if any(map(isnan, (*a[:3], *b[:3]))):
         return GateRow(what, was.after, now_is.after, NO_RATE, False)
     value = a.value - b.value

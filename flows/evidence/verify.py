@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from flows.evidence import checks
-from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, md5, read_bundle
+from flows.evidence.bundle import ENVELOPE, STARTS, STATEMENT, Bundle, md5, read_bundle
 from flows.evidence.checks import Check
+from flows.evidence.formats import subject_of
 from flows.evidence.signature import check_envelope, known_keys
 from flows.graph.lock import Digests, digests_of, sha256
 from stages.core.environment import set_defaults
 from stages.core.errors import UsageError
-from stages.records.provenance import ManifestFile
 
 # Checks that the bundle is as it was written, whatever its contents.
 _SEALS: dict[str, Callable[[Bundle], Check]] = {
@@ -33,13 +33,8 @@ _CONTENTS: dict[str, Callable[[Bundle], Check]] = {
     "model card": checks.check_card,
     "provenance": checks.check_provenance,
 }
-# Parts of a bundle that are models: their names for people, and their folders.
+# Parts of a bundle that are models, with names for people; the first that there is is the one the verdict is about.
 _MODELS = {"repaired": "the repaired model", "model": "the model under test", "control": "the control of the repair"}
-_FOLDERS = {
-    "repaired": "restructure/models/repaired/",
-    "model": "prepare/model/",
-    "control": "restructure/models/control/",
-}
 UNSIGNED, UNKNOWN_KEY = "UNSIGNED", "unknown key"
 BUNDLE_IN_EXPORT, CARD = "EVIDENCE.zip", "README.md"
 SIGNATURE = "model.sig"  # of an exported folder, for others' tools; it is not part of the model
@@ -142,7 +137,7 @@ def _signature(bundle: Bundle, known: Mapping[str, str], demands: Demands) -> Ch
 
 
 def _check_demands(bundle: Bundle, demands: Demands) -> Check:
-    passed, subject = bundle.manifest["passed"], "repaired" if bundle.manifest["parts"].get("repaired") else "model"
+    passed, subject = bundle.manifest["passed"], subject_of(bundle.manifest)
     problems = []
     if demands.repaired and subject != "repaired":
         problems.append(f"its verdict is about {_MODELS['model']}, expected one about {_MODELS['repaired']}")
@@ -158,14 +153,12 @@ def check_model(bundle: Bundle, folder: Path) -> Check:
     """
     parts = bundle.manifest["parts"]
     card = bundle.members.get(bundle.name("conclude", "model_card.md"), b"")
-    sizes = {entry["size"] for part in _FOLDERS for entry in parts.get(part, {}).values()} | {len(card)}
+    sizes = {entry["size"] for part in _MODELS for entry in parts.get(part, {}).values()} | {len(card)}
     found = _handed_over(folder, sizes)
     found.pop(SIGNATURE, None)
     if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
         del found[BUNDLE_IN_EXPORT]
-    differences = {
-        part: _unlike(bundle, parts[part], root, found) for part, root in _FOLDERS.items() if parts.get(part)
-    }
+    differences = {part: _unlike(bundle, part, found) for part in _MODELS if parts.get(part)}
     [expected, *_] = differences
     if not differences[expected]:
         return Check(f"{_MODELS[expected]}: {len(parts[expected])} file(s) match", [])
@@ -191,11 +184,9 @@ def _handed_over(folder: Path, sizes: Container[int]) -> dict[str, Digests | Non
     return dict(sorted(found.items()))
 
 
-def _unlike(
-    bundle: Bundle, part: Mapping[str, ManifestFile], root: str, found: Mapping[str, Digests | None]
-) -> list[str]:
-    home = f"data/{bundle.audit}/{root}"
-    expected = {path.removeprefix(home): Digests(entry["md5"], entry["sha256"]) for path, entry in part.items()}
+def _unlike(bundle: Bundle, part: str, found: Mapping[str, Digests | None]) -> list[str]:
+    home, entries = f"data/{bundle.audit}/{STARTS[part]}", bundle.manifest["parts"][part]
+    expected = {path.removeprefix(home): Digests(entry["md5"], entry["sha256"]) for path, entry in entries.items()}
     card = bundle.members.get(bundle.name("conclude", "model_card.md"))
     if card is not None and found.get(CARD) == (shown := Digests(md5(card), sha256(card))):  # as in an exported folder
         expected[CARD] = shown
@@ -204,7 +195,7 @@ def _unlike(
         if name not in expected:
             lines.append(f"{name} is not one of its files")
         elif digests is None:
-            lines.append(f"{name}: expected {part[f'{home}{name}']['size']:,} bytes, found another size or no file")
+            lines.append(f"{name}: expected {entries[f'{home}{name}']['size']:,} bytes, found another size or no file")
         elif digests != expected[name]:
             pairs = zip(("SHA-256", "MD5"), expected[name][::-1], digests[::-1], strict=True)
             what, wanted, there = next(pair for pair in pairs if pair[1] != pair[2])
