@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -44,9 +44,9 @@ _LARGEST_ENTRY = 512  # bytes of the directory
 def zip_members(members: Mapping[str, bytes]) -> bytes:
     """Pack members; equal members give equal bytes."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:
+    with zipfile.ZipFile(packed, "w") as file:
         for name in sorted(members):
-            file.writestr(zip_entry(name), members[name], zipfile.ZIP_DEFLATED, 6)
+            file.writestr(zip_entry(name), members[name], compresslevel=6)
     return packed.getvalue()
 
 
@@ -57,7 +57,7 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, bytes]:
+def unzip_members(path: Path) -> dict[str, bytes]:
     """Read all members into memory, if the file consists of its members and nothing else.
 
     Sizes are limited twice: by what headers declare before anything is unpacked, and while it is unpacked. Raises a
@@ -68,7 +68,7 @@ def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, byt
             members_end = _check_end(file)
             with zipfile.ZipFile(file) as directory:
                 entries = directory.infolist()
-            _check_entries(entries, allowed)
+            _check_entries(entries)
             members = {}
             file.seek(0)
             for entry in entries:
@@ -108,13 +108,13 @@ def _check_end(file: BinaryIO) -> int:
     return int(start)
 
 
-def _check_entries(entries: list[zipfile.ZipInfo], allowed: Callable[[str], object]) -> None:
+def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
     if [entry.filename for entry in entries] != sorted(entry.filename for entry in entries):
         raise zipfile.BadZipFile("its members are not in the order of their names")
     names = set()
     for entry in entries:
         name = entry.filename
-        if entry.orig_filename != name or not allowed(name):
+        if entry.orig_filename != name or not _MEMBER.fullmatch(name):
             raise zipfile.BadZipFile(
                 f"it has a member {entry.orig_filename[:200]!r}, which does not belong in a bundle"
             )
@@ -358,7 +358,7 @@ def read_bundle(path: Path) -> Bundle:
     """
     if path.exists() and not path.is_file():  # reading a pipe or a device may never end
         raise UsageError(f"{path} is not a file, expected the zip file that `faded evidence` names")
-    members = unzip_members(path, _MEMBER.fullmatch)
+    members = unzip_members(path)
     if MANIFEST not in members:
         raise UsageError(f"{path} is not a valid evidence bundle: it has no {MANIFEST}")
     manifest = parse_strict_json(members[MANIFEST], f"{MANIFEST} of {path}")

@@ -56,7 +56,6 @@ def bundles_dir(audit: str) -> Path:
 
 def why_unfinished(params: Params, audit: str) -> str | None:
     """Why the audit has no current verdict, according to DVC; None if it has one."""
-    params.audit(audit)
     stale = [stage.name for stage in read_graph().to_do([audit])]
     if not stale and (stage_dir(audit, last_stage(params, audit)) / "verdict.json").exists():
         return None
@@ -72,20 +71,18 @@ def write_bundle(params: Params, audit: str) -> Path | None:
     changed, so that repeated calls cost next to nothing. Raises a UsageError if the ratings file in force is not the
     one that params.yaml names.
     """
-    lock = _lock(params, audit)
     record = WORK / "evidence" / f"{audit}.json"
-    before, known = _state(params, audit, lock), read_state(record, dict[str, str]) or {}
+    before, known = _state(params, audit), read_state(record, dict[str, str]) or {}
     if before is not None and known.get("state") == before and _is_intact(path := Path(known["bundle"])):
         return path
     if why_unfinished(params, audit) is not None:
         return None
-    lock = _lock(params, audit)
-    if (now := _state(params, audit, lock)) != before:  # the first query of DVC writes code records
+    if (now := _state(params, audit)) != before:  # the first query of DVC writes code records
         before = now
         if why_unfinished(params, audit) is not None:
             return None
-    members = _collect(params, audit, lock)
-    if before is None or _state(params, audit, _lock(params, audit)) != before:
+    members = _collect(params, audit)
+    if before is None or _state(params, audit) != before:
         return None
     path = bundles_dir(audit) / f"{audit}-{digest_of(members)[:16]}.zip"
     if not _is_intact(path):
@@ -148,8 +145,9 @@ def _lock(params: Params, audit: str) -> dict[str, Any]:
     return {name: stages[name] for name in names if name in stages}
 
 
-def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
+def _state(params: Params, audit: str) -> str | None:
     """A hash of names, sizes and times of all that the audit's stages read and wrote; None if something is missing."""
+    lock = _lock(params, audit)
     known = {str(RECORD)} if RECORD.exists() else set()
     names = {PARAMS, "dvc.yaml", LOCK, *known, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
     if (ratings := params.audit(audit).ratings) is not None:
@@ -165,12 +163,12 @@ def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
     return signature_of(file for file in files if "__pycache__" not in file.parts)[0]
 
 
-def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, bytes]:
-    hashes = Hashes()
+def _collect(params: Params, audit: str) -> dict[str, bytes]:
+    hashes, lock = Hashes(), _lock(params, audit)
     raw = yaml.safe_load(Path(PARAMS).read_text(encoding="utf-8"))
     kinds = ("audits", "repairs") if audit in params.repairs else ("audits",)  # a params.yaml may lack `repairs:`
     block = {kind: {audit: raw[kind][audit]} for kind in kinds}
-    members = {PARAMS: dump_yaml(block), LOCK: dump_yaml({"schema": "2.0", "stages": dict(lock)})}
+    members = {PARAMS: dump_yaml(block), LOCK: dump_yaml({"schema": "2.0", "stages": lock})}
     if (ratings := params.audit(audit).ratings) is not None:
         from stages.ratings import read_ratings
 

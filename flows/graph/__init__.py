@@ -139,12 +139,13 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
             believe_only_bytes(repo, hashes)
             note_linked_folders(repo, root)
-            name_code(repo, root, _ours(repo, root), looks=looks)
-            wanted = _wanted(repo, root)
+            ours = (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
+            name_code(repo, root, ours, looks=looks)
+            wanted = _wanted(repo, root, ours)
             lasting = lasting and all_local(wanted)
             paths = paths_of(wanted) if lasting else []
             mark, _ = mark_of(root, paths)
-            graph = _snapshot(repo, root, wanted, looks)
+            graph = _snapshot(repo, root, ours, wanted, looks)
             found = [asdict(stage) for stage in graph]
     except LockError as error:
         raise InfrastructureError(f"DVC: {error}") from None
@@ -220,11 +221,11 @@ class _Bytes:
             yield path, Meta.from_info(info), found
 
 
-def _wanted(repo: Any, root: Path) -> Any:
+def _wanted(repo: Any, root: Path, ours: str) -> Any:
     """The stages of audits, as a graph with edges from a stage to those it depends on."""
     import networkx
 
-    ours, graph = _ours(repo, root), repo.index.graph
+    graph = repo.index.graph
     # A repository may have other pipelines. In a clone, those that audits depend on are included; in a custom workspace
     # none are, as what was there before is the user's to run.
     wanted = {stage for stage in graph if _audit(stage, ours)}
@@ -233,16 +234,17 @@ def _wanted(repo: Any, root: Path) -> Any:
     return graph.subgraph(wanted)
 
 
-def _snapshot(repo: Any, root: Path, graph: Any, looks: bool) -> Graph:
+def _snapshot(repo: Any, root: Path, ours: str, graph: Any, looks: bool) -> Graph:
     import networkx
 
-    ours, params = _ours(repo, root), load_params(root / PARAMS)
+    params = load_params(root / PARAMS)
     graph = graph.subgraph(stage for stage in graph if stage_kind(stage) != STAGE)  # these are always up to date
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}
     for stage in ordered:
-        name = _name(stage, ours)
+        name, audit = _name(stage, ours), _audit(stage, ours)
+        kind = name.partition("@")[0]
         upstream = tuple(sorted(_name(needed, ours) for needed in graph.successors(stage)))
         reasons = _reasons(stage, looks)
         if reasons == (RUNS_NOW,) and any(stages[needed].reasons == reasons for needed in upstream):
@@ -250,18 +252,14 @@ def _snapshot(repo: Any, root: Path, graph: Any, looks: bool) -> Graph:
         sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
         stages[name] = Stage(
             name=name,
-            kind=name.partition("@")[0],
-            audit=_audit(stage, ours),
-            gpus=_gpus(params, name.partition("@")[0], _audit(stage, ours)),
+            kind=kind,
+            audit=audit,
+            gpus=_gpus(params, kind, audit),
             upstream=upstream,
             size=sum(sizes) if sizes else None,
             reasons=reasons,
         )
     return Graph(stages)
-
-
-def _ours(repo: Any, root: Path) -> str:
-    return (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
 
 
 def _gpus(params: Params, kind: str, audit: str) -> int:

@@ -179,9 +179,9 @@ def stages_of(audits: Collection[str]) -> list[str]:
 def find_damage(stages: Collection[str]) -> list[Damage]:
     """Find differences between dvc.lock, outputs in the workspace, their copies in DVC's cache, and stages' records."""
     locked = {name: entry for name, entry in locked_stages().items() if name in stages}
-    hashes, cache = Hashes(), CacheFolder.of_workspace() if locked else None
-    if cache is None:
+    if not locked:
         return []
+    hashes, cache = Hashes(), CacheFolder.of_workspace()
     outs = [(name, path, md5) for name, entry in locked.items() for path, md5 in _hashed(entry, "outs").items()]
     hashes.learn(f for _, path, md5 in outs for f in (*_files(path), *cache.objects(md5, cache.listed(md5))))
     found = [damage for out in outs for damage in _of_output(*out, hashes, cache)]
