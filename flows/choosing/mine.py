@@ -33,7 +33,6 @@ from stages.mining.mine import mine
 from stages.mining.record import Finding, MinedExample, MineSettings, Mining
 from stages.pages import page
 from stages.pages.gallery import HEAD, ExhibitView, Shrinker, excerpt, mark_changes
-from stages.pages.page import LAST_TITLES
 from stages.params import AuditConfig, Params, validation_lines
 from stages.provenance import prepared_files, run_key
 from stages.tasks.choosing import MinedTexts
@@ -234,7 +233,6 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
         "mined": f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M} UTC",
         **{about.description or name: getattr(settings, name) for name, about in type(settings).model_fields.items()},
     }
-    titles = {key: title for key, title in LAST_TITLES.items() if key != "skipped"}
     loader = ChoiceLoader([FileSystemLoader(TEMPLATES), FileSystemLoader(page.TEMPLATES)])
     return (
         page.environment()
@@ -245,7 +243,6 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
             mining=mining,
             candidates=candidates,
             verdicts=list(dict.fromkeys(one.verdict for one in mining.findings)),
-            contents={"candidates": "Candidates", "probes": "Probes", **titles},
             limits=[line.format(level=settings.level) for line in LIMITS],
             skipped=[],
             provenance=told,

@@ -13,7 +13,7 @@ from stages.pages.examples import OUTCOMES, ExampleSource, explore_changes
 from stages.pages.first_page import ABOUT_NOTHING, About, comparison_page
 from stages.pages.gallery import Shrinker, show_sheets, strips
 from stages.pages.maps import rate_maps, shown_concepts, top_rate
-from stages.pages.page import LAST_TITLES, Picture, contents_of, render
+from stages.pages.page import Picture, render
 from stages.pages.sections import NOTHING_KNOWN, compare_searches, risen_slices
 from stages.pages.words import counted, listed, number, percent, points
 from stages.records import Comparison, Difference, PairedProbe, Plan, RepairVerdict
@@ -50,23 +50,6 @@ _PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others
 _EXAMPLES = {
     "fixed": "Fixed: failed before, passes now",
     "newly_failing": "Newly failing: passed before, fails now",
-}
-TITLES = {  # of the sections, in order; the table of contents uses the same words
-    "gates": "Gates",
-    "differences": "Before and after",
-    "measures": "Other measures",
-    "frontier": "What it mends and what it breaks",
-    "bias": "Bias",
-    "sheets": "Contact sheets",
-    "landscape": "Both landscapes",
-    "examples": "Examples",
-    "slices": "Which items fail",
-    "moved": "Did failures move elsewhere?",
-    "search": "The search, repeated",
-    "shift": "How far the landscape moved",
-    "policy": "Where the search has learnt to look",
-    "reduced": "Reduced failures",
-    **LAST_TITLES,
 }
 
 
@@ -114,56 +97,49 @@ def write_comparison_report(
     drawn = [row.drawn for row in examples if row.drawn is not None]
     shrinker = Shrinker((row.exhibit for row in examples), [*drawn, *beside, *strips(sheets or {})])
     regions = {mode.id: mode.cells for mode in plan.modes}
-    explorer = explore_changes(galleries, ExampleSource(space, shrinker, unchanged, attributes), regions)
     measures = {
         f"{title}: {number(part.pairs)} answers to {number(part.items)} items": part
         for key, title in _PARTS.items()
         if (part := (comparison.measures or {}).get(key)) and part.measures
     }
     frontier = comparison.frontier
-    parts = {
-        "differences": differences,
-        "frontier": frontier,
-        "bias": changed_bias(comparison.bias),
-        "sheets": show_sheets(sheets or {}, shrinker),
-        "measures": measures,
-        "landscape": rate_maps(landscapes, space, names, top, SIDES, regions),
-        "modes": modes,
-        "slices": [of for of in comparison.slices or () if of.values],
-        "moved": [(listed(region.text), region) for region in comparison.failures_moved.regions],
-        "search": compare_searches(probes, comparison.search),
-        "shift": comparison.shift,
-        "policy": _policy(comparison),
-        "reduced": comparison.reduced_failures,
-    }
-    ends = {"gates": verdict.gates, "moved": True, "examples": explorer.groups, "skipped": skipped}
     render(
         "comparison.html.j2",
         out,
         audit=comparison.audit,
         first=comparison_page(comparison, verdict, plan, about, galleries, attributes, shrinker),
+        verdict=verdict,
+        differences=differences,
+        modes=modes,
         control=_CONTROLS[comparison.control or "as_used"],
-        baselined=any(entry.baselines for part in measures.values() for entry in part.measures.values()),
         invalid=comparison.invalid,
+        measures=measures,
+        baselined=any(entry.baselines for part in measures.values() for entry in part.measures.values()),
+        frontier=frontier,
         frontier_picture=frontier_picture(frontier) if frontier else None,
         equal_harm=" ".join(at_same_harm(comparison)),
         how_far=how_far_each(harm or {}),
-        risen_slices=risen_slices(comparison),
-        titles=TITLES,
-        contents=contents_of(TITLES, parts | ends | {"provenance": provenance}),
-        verdict=verdict,
-        explorer=explorer,
-        kinds=_EXAMPLES,
-        must_pass=plan.must_pass,
-        usage=comparison.usage is not None,
-        concepts=space.concepts,
-        names=names,
-        skipped=skipped,
-        provenance=provenance,
+        bias=changed_bias(comparison.bias),
         bias_how=HOW,
         bias_models=MODELS,
+        sheets=show_sheets(sheets or {}, shrinker),
+        landscape=rate_maps(landscapes, space, names, top, SIDES, regions),
+        concepts=space.concepts,
+        names=names,
+        explorer=explore_changes(galleries, ExampleSource(space, shrinker, unchanged, attributes), regions),
+        kinds=_EXAMPLES,
+        must_pass=plan.must_pass,
+        slices=[of for of in comparison.slices or () if of.values],
+        risen_slices=risen_slices(comparison),
+        moved=[(listed(region.text), region) for region in comparison.failures_moved.regions],
+        search=compare_searches(probes, comparison.search),
+        shift=comparison.shift,
+        policy=_policy(comparison),
+        reduced=comparison.reduced_failures,
+        usage=comparison.usage is not None,
+        skipped=skipped,
+        provenance=provenance,
         limits=LIMITS,
-        **parts,
     )
 
 

@@ -17,7 +17,7 @@ from stages.pages.examples import ExampleSource, explore_modes
 from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
 from stages.pages.gallery import ExhibitView, PicturedCell, Shrinker, show_sheets, strips
 from stages.pages.maps import policy_maps, rate_maps, shown_concepts, top_rate
-from stages.pages.page import LAST_TITLES, PAGE_BYTES, PackedTable, Picture, contents_of, html_of, pack_probes, save
+from stages.pages.page import PAGE_BYTES, PackedTable, Picture, html_of, pack_probes, save
 from stages.pages.sections import (
     NOTHING_KNOWN,
     corruption_sentences,
@@ -47,24 +47,6 @@ ASSUMED = {  # by whether there is a usage
     False: "Averages give every level the same weight. In use, some levels are rarer than others.",
 }
 
-TITLES = {  # of the sections, in order; the table of contents uses the same words
-    "gates": "Gates",
-    "landscape": "The landscape",
-    "corruptions": "Corruption by corruption",
-    "modes": "Failure modes",
-    "slices": "Which items fail",
-    "effects": "One concept at a time",
-    "ratings": "People's ratings against the automatic measure",
-    "bias": "Bias",
-    "extremes": "Best and worst cells",
-    "sheets": "Contact sheets",
-    "invalid": "Invalid probes",
-    "robustness": "Smallest failing changes",
-    "search": "The search",
-    "trust": "How far to trust the rates",
-    "policy": "Where the agent looks",
-    **LAST_TITLES,
-}
 LEAST_ROOM = 50_000  # minimum bytes for a sample of the probes to be worth a download
 INVALID_ROWS = 8
 _INNER = ("hyperparameters", "calibration")  # keys of the estimator that are only in landscape.json
@@ -126,7 +108,6 @@ def write_landscape_report(
     space = landscape.space
     concepts = shown_concepts(cells, space)
     top = top_rate(cells, space, concepts)
-    search = search_view(probes, landscape.search)
     shown = [one.exhibit for gallery in galleries.values() for one in gallery]
     items = {one.id: one.item for mode in landscape.modes for one in mode.examples}
     names = [one.id for gallery in galleries.values() for one in gallery]
@@ -137,61 +118,53 @@ def write_landscape_report(
     shrinker = Shrinker([*shown, *nearest, *typical, *picked], more)
     source = ExampleSource(space, shrinker, unchanged, attributes)
     slices, robustness, invalid = landscape.slices, landscape.robustness, landscape.invalid
-    parts: dict[str, Any] = {
-        "landscape": rate_maps(
-            cells, space, concepts, top, {"": ""}, {mode.id: mode.cells for mode in landscape.modes}
-        ),
-        "corruptions": corruptions,
-        "effects": _effects(landscape, top, proposed),
-        "modes": landscape.modes,
-        "slices": slices if slices and any(of.values for of in slices.attributes) else None,
-        "bias": landscape_bias(landscape.bias or []),
-        "ratings": ratings_view(landscape, cells, concepts),
-        "extremes": _extremes(extremes or {}, shrinker),
-        "sheets": show_sheets({"": sheets}, shrinker),
-        "invalid": invalid if invalid.count else None,
-        "robustness": robustness,
-        "search": search,
-        "trust": _trust(landscape, cells),
-        "policy": policy_maps(cells, space, concepts),
-    }
-    ends = {"gates": verdict.gates, "modes": True, "skipped": skipped, "provenance": provenance}
     page = partial(
         html_of,
         "landscape.html.j2",
-        titles=TITLES,
         audit=landscape.audit,
         record=landscape,
         first=landscape_page(landscape, verdict, about, galleries, unchanged, shrinker),
         verdict=verdict,
-        contents=contents_of(TITLES, parts | ends),
-        explorer=explore_modes(landscape.modes, galleries, source),
-        again=landscape.modes_found_again,
+        landscape=rate_maps(cells, space, concepts, top, {"": ""}, {mode.id: mode.cells for mode in landscape.modes}),
+        names=concepts,
+        corruptions=corruptions,
         corruption_sentences=corruption_sentences(corruptions) if corruptions else [],
         unchanged_level=UNCHANGED,
+        modes=landscape.modes,
+        modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
+        explorer=explore_modes(landscape.modes, galleries, source),
+        again=landscape.modes_found_again,
+        suspected=landscape.suspected,
+        unshown=unshown_said(landscape, verdict.unshown),
+        slices=slices if slices and any(of.values for of in slices.attributes) else None,
         worse_slices=worse_slices(landscape) if slices else "",
+        kinds=list(zip([one.id for one in kinds], shrinker.show_all(typical), strict=True)),
+        effects=_effects(landscape, top, proposed),
+        alone=_known_alone(landscape),
+        ratings=ratings_view(landscape, cells, concepts),
+        bias=landscape_bias(landscape.bias or []),
+        bias_how=HOW,
+        extremes=_extremes(extremes or {}, shrinker),
+        sheets=show_sheets({"": sheets}, shrinker),
+        invalid=invalid if invalid.count else None,
+        invalid_levels=_invalid_levels(invalid),
+        robustness=robustness,
         smallest_changes=smallest_changes(robustness, robustness.items == landscape.items) if robustness else "",
         limits_of_steps=limits_of_steps(robustness) if robustness else "",
         steps_picture=steps_picture(robustness.within) if robustness else None,
-        invalid_levels=_invalid_levels(invalid),
-        estimator={key: value for key, value in landscape.estimator.to_json().items() if key not in _INNER},
+        nearest=shrinker.show_all(nearest),
+        search=search_view(probes, landscape.search),
+        trust=_trust(landscape, cells),
         certain=float(cells["use"] @ cells["certain"]),
+        estimator={key: value for key, value in landscape.estimator.to_json().items() if key not in _INNER},
+        policy=policy_maps(cells, space, concepts),
         proposed=proposed,
-        names=concepts,
         exact=landscape.exact,
         usage=landscape.usage is not None,
-        alone=_known_alone(landscape),
         counted=COUNTED,
-        suspected=landscape.suspected,
-        unshown=unshown_said(landscape, verdict.unshown),
-        modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
         skipped=skipped,
         provenance=provenance,
-        nearest=shrinker.show_all(nearest),
-        kinds=list(zip([one.id for one in kinds], shrinker.show_all(typical), strict=True)),
-        bias_how=HOW,
         limits=[*LIMITS, ASSUMED[landscape.usage is not None]],
-        **parts,
     )
     room = PAGE_BYTES - len(page(packed=PackedTable("", len(probes), len(probes))).encode())
     save(out, page(packed=pack_probes(probes, space, room) if room > LEAST_ROOM else None))

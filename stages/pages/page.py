@@ -13,7 +13,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_BYTES = 5_000_000  # of a whole page
+_CONTENTS = '<nav aria-label="Contents">'
+_SECTION = re.compile(r'<section id="(\w+)"[^>]*>(?:<details><summary>)?\n?<h2>(.*?)</h2>')
 _FORMULA = r"^(?=[=+\-@\t\r])"  # cells that a spreadsheet would evaluate
 
 
@@ -70,13 +72,13 @@ def environment() -> Environment:
         "decided_by": decided_by,
         "gate_view": gate_view,
         "verdict_text": verdict_text,
+        "with_contents": _with_contents,
     }
     env.globals |= {
         "interval": words.interval,
         "points_interval": words.points_interval,
         "score_digits": words.score_digits,
         "is_number": words.is_number,
-        "last_titles": LAST_TITLES,
         "others_than": others_than,
         "glossary": {words.anchor(word): (word, meaning) for word, meaning in words.GLOSSARY.items()},
         "term": words.term,
@@ -84,17 +86,10 @@ def environment() -> Environment:
     return env
 
 
-LAST_TITLES = {"skipped": "Left out", "provenance": "Provenance", "glossary": "Glossary", "limits": "Limits"}
-
-
-def contents_of(titles: Mapping[str, str], parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the sections of a page as (id, title), in the order of `titles`.
-
-    Args:
-        titles: titles of all possible sections, by id.
-        parts: content by the same ids; the last sections, which are on every page, need none.
-    """
-    return [(key, titles[key]) for key in titles if parts.get(key, key in ("glossary", "limits"))]
+def _with_contents(page: str) -> Markup:
+    """Fill a page's table of contents, if it has one, with links to its sections; texts in it are escaped by now."""
+    links = "".join(f'<a href="#{section}">{title}</a>' for section, title in _SECTION.findall(page))
+    return Markup(str(page).replace(_CONTENTS, f"{_CONTENTS}{links}", 1))
 
 
 def html_of(template: str, *, scripts: bool = True, **context: Any) -> str:
