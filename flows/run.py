@@ -79,7 +79,9 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     with exclusive():
         print_plain(console, *(f"healed: {line}" for line in [*heal(), *mend(stages_of(audits))]))
         # A first run certainly needs the API, and a server takes as long to start as the graph takes to read.
-        started = None if all(stage_dir(audit, "prepare").exists() for audit in audits) else _start_api()
+        from flows.server import start_prefect_api
+
+        started = None if all(stage_dir(audit, "prepare").exists() for audit in audits) else start_prefect_api()
         for audit in audits:
             print_plain(console, *settle(params, audit))
         graph = read_graph()
@@ -98,16 +100,10 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
                 config = params.audits[audit]
                 if (few := supports_no_claim(config.prepare, config.discover.budget)) is not None:
                     print_plain(console, f"{audit}: {few}", style="yellow")
-            return _run_flow(params, graph, audits, runner, console, started or _start_api())
+            return _run_flow(params, graph, audits, runner, console, started or start_prefect_api())
         for audit in undecided:
             open_request(params, audit)
         return _conclude(params, active, EndedRun(waiting=list(map(how_to_decide, undecided))))
-
-
-def _start_api() -> _PrefectApi:
-    from flows.server import start_prefect_api
-
-    return start_prefect_api()
 
 
 def _run_flow(

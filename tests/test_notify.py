@@ -136,7 +136,7 @@ def test_one_that_fails_costs_an_audit_nothing_and_a_test_tells_of_it_without_th
 
 def test_without_any_server_nobody_is_asked(toys, monkeypatch):
     monkeypatch.chdir(toys.path)
-    monkeypatch.setattr("flows.recur.notify._read", lambda pool: pytest.fail("asked"))
+    monkeypatch.setattr("flows.recur.notify._block_of", lambda pool: pytest.fail("asked"))
     monkeypatch.setattr("flows.server.served_api", lambda: None)
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         notify("broken", "tiny", "nobody")

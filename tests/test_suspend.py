@@ -227,8 +227,8 @@ def test_reviewers_are_asked_until_all_have_decided(deployment):
     assert suspended(run) and "not accepted:** Ada approved" in deployment.form(run)[1]
     assert len(read_chain("tiny")) == 1
 
-    said = decide(load_params(), "tiny", made(reviewer="Bob"), "page").resumed
-    assert said == [f"the suspended flow run {run.name} resumes"] and deployment.read(run.id).state.is_scheduled()
+    said = decide(load_params(), "tiny", made(reviewer="Bob"), "page").next_steps[2:]
+    assert said == [f"The suspended flow run {run.name} resumes."] and deployment.read(run.id).state.is_scheduled()
 
 
 @pytest.mark.slow
@@ -258,12 +258,11 @@ def test_a_run_whose_form_or_server_is_gone_goes_on_all_the_same(deployment, pre
     keys = run.state.state_details.run_input_keyset
     for what in ("schema", "description"):  # as if its process was killed before it stored them
         deployment.client.delete_flow_run_input(run.id, keys[what])
-    monkeypatch.setattr("flows.people.waiting._SCHEMA_LIMIT", 0.0)
     moved = {str(run.id): gone}  # the workspace's own server has another port than before
     elsewhere = {str(uuid4()): gone}
     write_state(REQUESTS / "tiny.json", read_request("tiny").model_copy(update={"runs": moved | elsewhere}))
-    said = decide(load_params(), "tiny", made(), "page").resumed
-    assert said[0] == f"the suspended flow run {run.name} resumes" and f"{gone} could not be notified" in said[1]
+    said = decide(load_params(), "tiny", made(), "page").next_steps[2:]
+    assert said[0] == f"The suspended flow run {run.name} resumes." and f"{gone} could not be notified" in said[1]
     assert deployment.read(run.id).state.is_scheduled() and read_request("tiny").runs == elsewhere
 
 

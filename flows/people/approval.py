@@ -22,18 +22,12 @@ if TYPE_CHECKING:
 
 
 class DecisionOutcome(NamedTuple):
-    """A recorded decision.
-
-    Args:
-        resumed: sentences about the flow runs that waited for it.
-        next_steps: sentences about what happens next, with those.
-    """
+    """A recorded decision; `next_steps` are sentences about what happens next."""
 
     audit: str
     path: Path
     reviewer: str
     approve: bool
-    resumed: list[str]
     next_steps: list[str]
 
 
@@ -142,7 +136,7 @@ def decide(
     elif not resumed:
         goes = "continues from here" if decision.approve else "ends there, as with a failed gate"
         steps.append(f"Then `faded audit {audit}` {goes}.")
-    return DecisionOutcome(audit, kept.path, name, decision.approve, resumed, steps)
+    return DecisionOutcome(audit, kept.path, name, decision.approve, steps)
 
 
 def sentence(text: str) -> str:

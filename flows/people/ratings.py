@@ -15,7 +15,7 @@ from rich.console import Console
 from flows.terminal import new_table, print_plain
 from flows.workspace.edit_params import edit_file, with_file
 from stages.core.errors import UsageError
-from stages.core.files import SCHEMA, read_table, replace_file, stage_dir
+from stages.core.files import SCHEMA, replace_file
 from stages.core.intervals import Rate, wilson
 from stages.decisions import listed_keys, read_chain, valid_decisions
 from stages.decisions.merge import agreement
@@ -25,7 +25,6 @@ from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, Interval, Ratings, Target
 from stages.ratings.fit import Fit, RatedScores, fit_ratings, gather, too_few_scores
 from stages.records import audit_folder
-from stages.records.folder import Discover
 from stages.tasks.contract import Exhibit
 
 PARAMS = Path("params.yaml")
@@ -273,11 +272,8 @@ def _automatic(control: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def _control(name: str) -> pd.DataFrame | None:
     """The control's probes of the last search; None if there was none."""
-    path = stage_dir(name, "discover") / "probes.parquet"
-    if not path.exists():
-        return None
-    probes = read_table(path)
-    return probes[probes["role"] == "control"]
+    found = audit_folder(name).discover
+    return found.probes[found.probes["role"] == "control"] if found.has("probes") else None
 
 
 def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Console) -> None:
@@ -288,9 +284,9 @@ def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Conso
     """
     from stages.audit_run import AuditRun
 
-    found = _search(name)
+    control = _drawn_from(name)
     task = AuditRun(name, "summarize").judged_task()
-    space, control = task.concepts, found.probes[found.probes["role"] == "control"]
+    space = task.concepts
     drawn = draw_uses(space, control, draws, seed)
     cells = drawn[space.names].to_numpy(dtype=np.int64)
     shown = task.exhibit(drawn["item"].tolist(), cells)
@@ -336,7 +332,7 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
 
     Raises a UsageError if a verdict is missing or on another answer, or params.yaml's layout does not allow this.
     """
-    found = _search(name)
+    control = _drawn_from(name)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -346,7 +342,6 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
     if not folder.has("landscape"):
         raise UsageError(f"audit {name!r} has no landscape to correct yet: run `faded audit {name}`")
     space = folder.landscape.space
-    control = found.probes[found.probes["role"] == "control"]
     corrected = correct(space, control, judged, params.audit(name).seed)
     alone = wilson(int(judged["draws"] @ judged["fails"]), corrected.overall.n)
     table = new_table("failure rate in use", "", "95% interval", right=("", "95% interval"))
@@ -367,8 +362,7 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
         console.print(f"named in {PARAMS}: commit {path}, and run `faded audit {name}`")
 
 
-def _search(name: str) -> Discover:
-    found = audit_folder(name).discover
-    if not found.has("probes"):
+def _drawn_from(name: str) -> pd.DataFrame:
+    if (control := _control(name)) is None:
         raise UsageError(f"audit {name!r} has no probes to draw from yet: run `faded audit {name}`")
-    return found
+    return control

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -23,8 +22,6 @@ from flows.views.labels import DECIDED, decided_markdown, key, prose
 
 if TYPE_CHECKING:
     from stages.decisions import ModeDecision, Standing
-
-_SCHEMA_LIMIT = 15.0  # seconds; the form is stored right after the run was suspended
 
 
 def deployed_run() -> FlowRun | None:
@@ -122,21 +119,15 @@ def _answer(now: Standing) -> dict[str, str]:
 
 
 def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, str]) -> str:
-    until = time.monotonic() + _SCHEMA_LIMIT
-    while True:
-        response = client.resume_flow_run(run.id, run_input=answer)
-        reason = getattr(response.details, "reason", None) or "no reason given"
-        if response.status == SetStateStatus.ACCEPT:
-            return f"the suspended flow run {run.name} resumes"
-        # A form of an older version of Faded has other fields.
-        if "schema not found" in reason or reason.startswith("Reason: "):
-            if "schema not found" in reason and time.monotonic() < until:
-                time.sleep(0.2)
-                continue
-            # Its process was killed before it stored the form. The flow finds the decision at its top anyway.
-            client.set_flow_run_state(run.id, Scheduled(name="Resuming"), force=True)
-            return f"the suspended flow run {run.name} resumes"
-        return f"the flow run {run.name} was not resumed: {reason}"
+    response = client.resume_flow_run(run.id, run_input=answer)
+    reason = getattr(response.details, "reason", None) or "no reason given"
+    # Its process has not stored the form, or an older version of Faded with other fields has. The flow finds the
+    # decision at its top anyway.
+    if "schema not found" in reason or reason.startswith("Reason: "):
+        response = client.set_flow_run_state(run.id, Scheduled(name="Resuming"), force=True)
+    if response.status == SetStateStatus.ACCEPT:
+        return f"the suspended flow run {run.name} resumes"
+    return f"the flow run {run.name} was not resumed: {reason}"
 
 
 def _known(client: SyncPrefectClient, runs: Sequence[str]) -> Iterator[FlowRun]:

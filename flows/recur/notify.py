@@ -56,11 +56,9 @@ def _notify(subject: str, text: str) -> bool:
     if url is None:  # no block either, and the query would start a server
         return False
     with talking_to(url):
-        if (slug := _read(_pool())) is None:
+        if (slug := current()) is None:
             return False
-        block = _load(slug)
-        with block.raise_on_failure():
-            block.notify(text, subject=subject)
+        _send(slug, subject, text)
     return True
 
 
@@ -128,7 +126,7 @@ def set_block(slug: str | None) -> None:
 
 def current() -> str | None:
     """The block in use on the server of the current settings."""
-    return _read(_pool())
+    return _block_of(_pool())
 
 
 def send_test() -> None:
@@ -140,19 +138,16 @@ def send_test() -> None:
     if slug is None:
         raise UsageError("no notifications are set: `faded notify --webhook URL`")
     try:
-        block = _load(slug)
-        with block.raise_on_failure():
-            block.notify("This is how Faded will notify you about your audits.", subject="faded: test")
+        _send(slug, "faded: test", "This is how Faded will notify you about your audits.")
     except Exception as error:
         raise InfrastructureError(f"the message through {slug} did not arrive: {_why(error)}") from None
 
 
 def block_id(client: "SyncPrefectClient", pool: str) -> UUID | None:
     """The id of the block in use, for automations; None if there is none."""
-    variable = client.read_variable_by_name(_variable(pool))
-    if variable is None:
+    if (slug := _block_of(pool)) is None:
         return None
-    kind, _, name = str(variable.value).partition("/")
+    kind, _, name = slug.partition("/")
     return client.read_block_document_by_name(name, kind).id
 
 
@@ -177,12 +172,11 @@ def _variable(pool: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in pool.lower()) + "_notify"
 
 
-def _read(pool: str) -> str | None:
-    from prefect.client.orchestration import get_client
+def _block_of(pool: str) -> str | None:
+    from prefect.variables import Variable
 
-    with get_client(sync_client=True) as client:
-        variable = client.read_variable_by_name(_variable(pool))
-    return None if variable is None else str(variable.value)
+    slug = Variable.get(_variable(pool))
+    return None if slug is None else str(slug)
 
 
 def _use(slug: str | None) -> None:
@@ -193,6 +187,12 @@ def _use(slug: str | None) -> None:
         Variable.unset(name)
     else:
         Variable.set(name, slug, overwrite=True)
+
+
+def _send(slug: str, subject: str, text: str) -> None:
+    block = _load(slug)
+    with block.raise_on_failure():
+        block.notify(text, subject=subject)
 
 
 def _load(slug: str) -> Any:

@@ -52,7 +52,7 @@ def configured_api() -> str | None:
 
 def served_api() -> str | None:
     """URL of the API that `faded serve` runs in this workspace; None if there is none or it does not respond."""
-    record = _served()
+    record = ServerRecord.read(RECORD)
     return record.url if record is not None and _healthy(record.url, record.secret) else None
 
 
@@ -75,7 +75,7 @@ def prefect_link() -> str:
     """
     import httpx
 
-    if (record := _served()) is None:
+    if (record := ServerRecord.read(RECORD)) is None:
         raise UsageError("no Prefect server of `faded serve` is running in this workspace")
     headers = {"Authorization": authorization(record.secret)}
     url = record.url.removesuffix("/api") + LINKS
@@ -87,12 +87,8 @@ def prefect_link() -> str:
 
 
 def _credential_of(api: str) -> str | None:
-    record = _served()
+    record = ServerRecord.read(RECORD)
     return record.secret if record is not None and record.url == api else None
-
-
-def _served() -> ServerRecord | None:
-    return ServerRecord.read(RECORD)
 
 
 def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextManager[Any]]:
@@ -342,7 +338,7 @@ def _give_up(why: str) -> NoReturn:
 def ui_url(api: str) -> str:
     """The web pages of an API; those of our own server have their own host name."""
     base = api.removesuffix("/").removesuffix("/api")
-    record = _served()
+    record = ServerRecord.read(RECORD)
     return base if record is None or record.url != api else f"http://{record.host}:{base.rpartition(':')[2]}"
 
 
