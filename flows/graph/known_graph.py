@@ -175,7 +175,7 @@ def mark_of(root: Path, paths: Iterable[str]) -> tuple[str, int]:
     dvc = dvc_root(root)
     places = (f"{dvc}/.dvc", global_config_dir(), system_config_dir())
     settings = [f"{dvc}/.dvc/config.local", *(f"{place}/config" for place in places)]
-    watched = (*settings, *_files_of_dvc(dvc), root / PARAMS, *_SOURCES, *paths)
+    watched: tuple[str | Path, ...] = (*settings, *_files_of_dvc(dvc), root / PARAMS, *_SOURCES, *paths)
     try:
         files, newest = signature_of(one for path in watched for one in below(Path(path)))
     except OSError:  # a folder cannot be read, or something was just deleted: this is never a mark to go by
