@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks._shared import in_points, targets_of
 from stages.core.intervals import Resampler
 from stages.params import load_params
 from stages.records import audit_folder
@@ -45,7 +46,7 @@ def main() -> None:
 
     audit, here = load_params().audit(args.audit), audit_folder(args.audit)
     task = load_alone(args.audit, audit, here.prepare.path)
-    targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in here.collect_feedback.plan.targets]
+    targets = targets_of(args.audit)
     plan = RepairPlan(targets, {}, audit.seed, draft=True)
     asked = orders(task, targets, args.pictures)
     args.answers.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ def interval(changes: list[np.ndarray]) -> str:
     pictures = np.tile(np.arange(len(changes[0])), len(changes))
     values = np.concatenate(changes)
     rate = Resampler(pictures, 2000, 0).mean(values, np.ones(len(values)))
-    return f"{100 * rate.value:+.1f} ({100 * rate.low:+.1f} to {100 * rate.high:+.1f})"
+    return in_points(rate)
 
 
 if __name__ == "__main__":

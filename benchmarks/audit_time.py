@@ -7,7 +7,6 @@ benchmarks/timings.json, from which `faded plan` estimates the first run of the 
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,29 +15,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.results import REFERENCE, TIMINGS, Took
+from stages.core.errors import Exit
 from stages.core.files import read_state
 
 ROOT = Path(__file__).parents[1]
 
 
 class Cost(NamedTuple):
-    """Seconds a command took; CPU time includes all child processes."""
+    """Seconds a command took, with all child processes, and the peak resident memory of the largest, in bytes."""
 
     wall: float
     cpu: float
+    memory: int
 
 
-def cost(command: list[str], folder: Path) -> Cost:
-    """Run a command to its end; exit code 1 of an audit (gate failed) counts as success."""
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode not in (0, 1):
-        raise SystemExit(
-            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        )
-    return Cost(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+def cost(command: list[str], folder: Path, success: tuple[int, ...] = (0, Exit.GATE_FAILED), **env: str) -> Cost:
+    """Run a command to its end, with a changed environment. Its output is shown if it ends with another exit code."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with tempfile.TemporaryFile("w+") as out:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PATH": path, **env}, stdout=out, stderr=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall, process.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(status)
+        if process.returncode not in success:
+            out.seek(0)
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{out.read()[-6000:]}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def main() -> None:

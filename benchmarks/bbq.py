@@ -134,8 +134,7 @@ def make_workspace(bbq: Path, folder: Path) -> None:
     inputs = folder / "data" / "bbq" / "inputs"
     inputs.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(questions(bbq)).to_json(inputs / "questions.jsonl", orient="records", lines=True, force_ascii=False)
-    (folder / "bbq.yaml").write_text(PARAMS, encoding="utf-8")
-    put_workspace(folder, folder / "bbq.yaml")
+    put_workspace(folder, PARAMS)
 
 
 def weights(wheels: Path) -> Path:

@@ -8,7 +8,6 @@ up to confirmed modes. docs/research.md quotes the table. Takes a quarter of an 
 """
 
 import argparse
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -16,6 +15,7 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 
+from benchmarks._shared import print_means
 from benchmarks.modes_of_items import ToldApart, modes_of
 from benchmarks.study.landscapes import normal_noise
 from benchmarks.study.measure import Clock
@@ -160,7 +160,6 @@ def main() -> None:
     jobs = list(product(EXPLORERS, range(args.seeds)))
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         rows = list(pool.map(judge, *zip(*jobs, strict=True)))
-    table = pd.DataFrame(rows).groupby("explorer", sort=False).agg(["mean", "std"])
     titles = {
         "failures": ("failures", ",.0f"),
         "caught": ("failing use found", ".1%"),
@@ -169,11 +168,7 @@ def main() -> None:
         "unseen": ("of the best picks for unseen items", ".1%"),
         "cpu": ("own CPU-ms a query", ".2f"),
     }
-    print("| explorer | " + " | ".join(title for title, _ in titles.values()) + " |\n|" + "---|" * (len(titles) + 1))
-    for name, row in table.iterrows():
-        cells = [f"{row[key, 'mean']:{form}} ±{row[key, 'std']:{form}}" for key, (_, form) in titles.items()]
-        print(f"| {name} | " + " | ".join("-" if "nan" in cell else cell for cell in cells) + " |")
-    sys.stdout.flush()
+    print_means(pd.DataFrame(rows), titles)
 
 
 if __name__ == "__main__":

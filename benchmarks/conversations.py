@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks._shared import print_means
 from benchmarks.bbq import PACKAGES, SERVED
 from benchmarks.paper.__main__ import put_workspace
 from benchmarks.study.measure import Clock
@@ -258,10 +259,7 @@ def show(table: pd.DataFrame, budget: int) -> None:
         "unseen": ("picks for unseen items fail", ".0%"),
         "cpu": ("own CPU-ms a query", ".2f"),
     }
-    print("| explorer | " + " | ".join(title for title, _ in titles.values()) + " |\n|" + "---|" * (len(titles) + 1))
-    for name, row in table.groupby("explorer", sort=False).agg(["mean", "std"]).iterrows():
-        cells = [f"{row[key, 'mean']:{form}} ±{row[key, 'std']:{form}}" for key, (_, form) in titles.items()]
-        print(f"| {name} | " + " | ".join("-" if "nan" in cell else cell for cell in cells) + " |")
+    print_means(table, titles)
 
 
 def even_rate(task: Played, split: Any, rng: np.random.Generator) -> float:
@@ -305,8 +303,7 @@ def make_workspace(folder: Path) -> None:
         inputs.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row) + "\n" for row in conversations(n, 1)]
         (inputs / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / "talks.yaml").write_text(PARAMS, encoding="utf-8")
-    put_workspace(folder, folder / "talks.yaml")
+    put_workspace(folder, PARAMS)
 
 
 def main() -> None:

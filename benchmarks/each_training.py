@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks._shared import in_points, targets_of
 from stages.landscape import frontier
 from stages.landscape.pairs import covered_shares
 from stages.params import load_params
@@ -22,7 +23,7 @@ def main(names: Sequence[str]) -> None:
     for name in names:
         here, seed = audit_folder(name), load_params().audit(name).seed
         answers, space = here.re_evaluate.doses, here.summarize.landscape.space
-        regions = [mode.cells for mode in here.collect_feedback.plan.targets]
+        regions = [target.region for target in targets_of(name)]
         share = float(covered_shares(space, regions, here.re_evaluate.embedded.told_apart, seed).mean())
         trained = answers["copy_of"] != "before"
         print(f"\n{name}\n\n| training | at a harm of | repair minus control | at smaller harms |\n|---|---|---|---|")
@@ -36,9 +37,7 @@ def main(names: Sequence[str]) -> None:
                 assert found is not None and found.equal_harm is not None
                 rate = found.equal_harm.difference.rate
                 told += [f"{found.equal_harm.harm:.1%}"] if len(told) == 1 else []
-                told += [
-                    "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * end for end in (rate.value, rate.low, rate.high)))
-                ]
+                told += [in_points(rate)]
             print("|", " | ".join(told), "|")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._shared import targets_of
 from benchmarks.aimed_pictures import interval, orders
 from stages.params import load_params
 from stages.records import audit_folder
@@ -35,7 +36,7 @@ def main() -> None:
     """Edit, choose, judge, and print the table."""
     audit, here = load_params().audit(AUDIT), audit_folder(AUDIT)
     task = load_alone(AUDIT, audit, here.prepare.path)
-    targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in here.collect_feedback.plan.targets]
+    targets = targets_of(AUDIT)
     share, budget = inside(task, targets), load_params().repair(AUDIT).restructure.harm.newly_failing
     chosen, judging = (orders(task, targets, n, split) for n, split in ((CHOOSING, "repair"), (JUDGING, "test")))
     before = wrong(task.studio, chosen)

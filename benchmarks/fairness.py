@@ -127,9 +127,7 @@ def make_workspace(wheel: Path, folder: Path) -> None:
     rows = tables(wheel)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "score.py").write_text(SCORE, encoding="utf-8")
-    params = folder / "fairness.yaml"
-    params.write_text(yaml.safe_dump({"audits": audits(rows)}, sort_keys=False), encoding="utf-8")
-    for name in put_workspace(folder, params):
+    for name in put_workspace(folder, yaml.safe_dump({"audits": audits(rows)}, sort_keys=False)):
         table = name.partition("-")[0]
         inputs = folder / "data" / name / "inputs"
         inputs.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,6 @@ the mean error of the rates of some cells, compared with all answers of the mode
 their intervals that contain the truth. `--quick` skips the largest case. Takes half an hour.
 """
 
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,8 +17,8 @@ import pandas as pd
 import yaml
 
 from benchmarks._growth_task import Synthetic, space_of
+from benchmarks.audit_time import ROOT, Cost, cost
 
-ROOT = Path(__file__).parents[1]
 NAME = "grown"
 MIB = 2**20
 CELLS, ITEMS = 600, 2000  # numbers of cells and items whose truth is computed
@@ -52,13 +50,6 @@ CASES = (
 QUICK = 200_000  # maximum number of probes of a case with --quick
 
 
-class Cost(NamedTuple):
-    """Cost of one process: CPU-seconds, peak resident memory in bytes."""
-
-    seconds: float
-    memory: int
-
-
 def main() -> None:
     """Print the table."""
     print("| items | cells | probes | explorer | discover: CPU-s, GiB | summarize: CPU-s, GiB |"
@@ -82,7 +73,7 @@ def row(case: Case, folder: Path) -> str:
     sizes = [folder / "data" / NAME / path for path in ("discover/probes.parquet", "report/report.html")]
     cells = f"7^{case.concepts}"
     told = [f"{case.items:,}", cells, f"{case.probes:,}", f"`{case.explorer}`"]
-    told += [f"{cost.seconds:,.0f}, {cost.memory / 2**30:.2f}" for cost in costs]
+    told += [f"{one.cpu:,.0f}, {one.memory / 2**30:.2f}" for one in costs]
     told += [f"{size / MIB:.1f} MiB" for size in (ledger, *(path.stat().st_size for path in sizes))]
     off, held = quality(case, folder)
     return f"| {' | '.join([*told, f'{off:.3f}, {held:.1%}'])} |"
@@ -125,22 +116,9 @@ def write_workspace(case: Case, folder: Path) -> None:
 
 
 def run(stage: str, folder: Path) -> Cost:
-    """Run a stage as DVC would, and measure its cost.
-
-    Raises:
-        RuntimeError: with the output of the stage, if it fails.
-    """
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    log = folder / f"{stage}.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"stages.{stage}", NAME], cwd=folder, env=env, stdout=out, stderr=out
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{stage} ended with {process.returncode}:\n{log.read_text()}")
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    """Run a stage as DVC would, and measure its cost."""
+    command = [sys.executable, "-m", f"stages.{stage}", NAME]
+    return cost(command, folder, success=(0,), PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
 
 
 if __name__ == "__main__":

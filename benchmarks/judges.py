@@ -81,9 +81,7 @@ def judged_by_people(labels: Path, articles: Path) -> list[dict[str, Any]]:
 def make_workspace(folder: Path, labels: Path, articles: Path, url: str, model: str) -> None:
     """Write params.yaml, the inputs of the audits, and everything else that a workspace needs."""
     judge = {"openai": url, "model": model, "concurrency": 1, "timeout": 600, "accept_uncalibrated": True}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "judges.yaml").write_text(yaml.safe_dump({"audits": audits(judge)}, sort_keys=False), encoding="utf-8")
-    put_workspace(folder, folder / "judges.yaml")
+    put_workspace(folder, yaml.safe_dump({"audits": audits(judge)}, sort_keys=False))
     for name, of in AUDITS.items():
         shutil.copytree(ROOT / "data" / of / "inputs", folder / "data" / name / "inputs", dirs_exist_ok=True)
     rows, inputs = judged_by_people(labels, articles), folder / "data" / "xsum" / "inputs"

@@ -7,7 +7,6 @@ failures, and compares them with the truth: MNIST enumerated (2,401 cells x 80 i
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +14,17 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
+from benchmarks.study.landscapes import KnownLandscape
+from benchmarks.study.run import make_landscape
 from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
 from stages.landscape.estimate import estimate_landscape
 
-TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = (0, 1, 2)
 PLANTED = 100  # first seed of planted landscapes; the study uses lower ones
 JUDGED = 2401  # number of cells compared; a sample if there are more
 EXPLORERS = {"uniform": "random", "adaptive": "local_search"}
+TRUTHS = {"MNIST": "mnist_tuning", "7^5": "planted5", "7^8": "planted8"}
 BUDGETS = {"MNIST": (500, 1000, 2000, 4000, 8000), "7^5": (2000,), "7^8": (500, 2000)}
 
 
@@ -39,11 +39,6 @@ class Score(NamedTuple):
     width: float
     seconds: float
     name: str
-
-
-def landscape_of(truth: str, seed: int) -> KnownLandscape:
-    """Return the truth by its name in BUDGETS."""
-    return Enumerated(TRUTH) if truth == "MNIST" else Planted(int(truth[-1]), PLANTED + seed)
 
 
 def searched(task: KnownLandscape, explorer: str, budget: int, seed: int) -> pd.DataFrame:
@@ -82,7 +77,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     for truth, budgets in BUDGETS.items():
         for kind, explorer in EXPLORERS.items():
-            tasks = [landscape_of(truth, seed) for seed in SEEDS]
+            tasks = [make_landscape(TRUTHS[truth], PLANTED + seed) for seed in SEEDS]
             runs = [searched(task, explorer, max(budgets), seed) for task, seed in zip(tasks, SEEDS, strict=True)]
             for budget in budgets:
                 probes = [run.head(budget) for run in runs]

@@ -5,12 +5,11 @@ levels); agents are trained on its 80 other items. Takes about two minutes on on
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.study.landscapes import Enumerated
+from benchmarks.study.run import make_landscape
 from stages.explorers.prober import Prober
 from stages.microscopic.agent import train_and_walk
 from stages.microscopic.settings import WalkerSettings
@@ -25,7 +24,6 @@ from stages.microscopic.walks import (
     widths,
 )
 
-TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = (0, 1, 2)
 
 
@@ -62,7 +60,7 @@ def exact(walks: WalkState) -> None:
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    task = Enumerated(TRUTH)
+    task = make_landscape("mnist_tuning", 0)
     walking, others = task.items.ids("discover"), task.items.ids("test")
     moves = Moves(task.concepts, task.concepts.start)
     cells = task.concepts.cells()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from benchmarks._shared import targets_of
 from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.base import known_attributes
@@ -263,8 +264,7 @@ def within(curve: np.ndarray, budget: float, shares: Sequence[float] = SHARES) -
 def main(audit: str) -> None:
     """Train all and print the table as Markdown."""
     task, held_out = under_test(audit)
-    plan = audit_folder(audit).collect_feedback.plan
-    targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in plan.targets]
+    targets = targets_of(audit)
     items = np.array(held_out + task.items.ids("discover"))
     pictures = Pictures.of(task, targets, items, (INSIDE, ELSEWHERE), 10 * INSIDE)
     print(f"{pictures.share:.1%} of use in targets; before: {_told(pictures.judge(pictures.before))}\n")

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks._shared import in_points, targets_of
 from benchmarks.rare_modes import SCALES, Planting
 from benchmarks.repair_batches import AIMED, Affine, Early, Pictures, estimate, moved, trained, under_test
 from stages.concepts import Region
@@ -31,7 +32,6 @@ from stages.core.intervals import Resampler
 from stages.landscape.harm import PARTS, HeldOutAnswers, choose_share, harm_at
 from stages.params import load_params
 from stages.params.repair import HarmConfig
-from stages.records import audit_folder
 from stages.tasks.base import known_attributes
 from stages.tasks.classification.models import Classifier, clone
 from stages.tasks.classification.probes import ClassifierProbes
@@ -155,7 +155,7 @@ class Bench:
         there = self.judging.parts == part
         items = self.judging.items[there]
         rate = Resampler(items, RESAMPLES, 0).mean((one - other)[there], np.ones(len(items)))
-        return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * end for end in (rate.value, rate.low, rate.high)))
+        return in_points(rate)
 
     def both(self, name: str, seeds: Sequence[int], train: Train, *beside: list[Went]) -> list[Went]:
         """Train repair and control with all seeds, and print both; return the repair."""
@@ -282,13 +282,6 @@ def repaired(
     settings: dict[str, Any] = {**load_params().repair(audit).restructure.settings, **changed}
     steps = settings.pop("epochs", 4) * -(-len(task.items.ids("repair")) // AIMED)
     return after(task, steps, kind, settings, plan)
-
-
-def targets_of(audit: str) -> list[TargetMode]:
-    """Return the modes that are repaired."""
-    return [
-        TargetMode(mode.id, mode.cells, mode.severity) for mode in audit_folder(audit).collect_feedback.plan.targets
-    ]
 
 
 if __name__ == "__main__":

@@ -10,18 +10,17 @@ core.
 import sys
 import time
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 import torch
 
-from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from benchmarks.study.measure import Truth, landscape_quality, search_quality
+from benchmarks.study.run import make_landscape
 from stages.explorers.model_based import choose_explorer
 from stages.explorers.shards import ShareResult, divide, merge_shares, search_share
 from stages.params import DiscoverConfig
 
-TRUTHS = Path(__file__).parent / "study" / "truths"
+TRUTHS = {"MNIST": "mnist", "7^8": "planted8"}
 SEEDS = (0, 1, 2)
 BUDGET = {"MNIST": 1500, "7^8": 2000}
 SHARDS = {"MNIST": (1, 2, 4, 8), "7^8": (1, 2, 4)}
@@ -32,11 +31,6 @@ EXPLORERS = {
 MEASURED = ("failures", "failing_cells", "coverage", "modes_found", "mae", "rank")
 DIGITS = (0, 0, 2, 2, 3, 2)
 PLANTED = 200  # first seed of planted landscapes; the study and other benchmarks use lower ones
-
-
-def landscape_of(truth: str, seed: int) -> KnownLandscape:
-    """Return the truth by its name in BUDGET."""
-    return Enumerated(TRUTHS / "mnist.safetensors") if truth == "MNIST" else Planted(8, PLANTED + seed)
 
 
 def score(truth: Truth, explorer: str, budget: int, shards: int, seed: int) -> dict[str, float]:
@@ -63,7 +57,7 @@ def main() -> None:
     columns = ("truth", "explorer", "shares", *(name.replace("_", " ") for name in MEASURED), "CPU s (slowest share)")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, budget in BUDGET.items():
-        truths = [Truth(landscape_of(name, seed)) for seed in SEEDS]
+        truths = [Truth(make_landscape(TRUTHS[name], PLANTED + seed)) for seed in SEEDS]
         known: dict[tuple[str, int], pd.DataFrame] = {}
         for explorer, shards in product(EXPLORERS[name], SHARDS[name]):
             took = choose_explorer(budget).explorer

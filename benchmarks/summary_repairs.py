@@ -40,11 +40,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks._shared import targets_of
 from stages.concepts import Region
 from stages.core.files import stage_dir
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.params import load_params
-from stages.records import audit_folder
 from stages.tasks.base import known_attributes
 from stages.tasks.contract import Compute, RepairPlan, Split, TargetMode, TaskContext
 from stages.tasks.language.generate import LanguageModel
@@ -280,7 +280,7 @@ def decode(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     task = load_alone("news", audit, prepared)
     assert isinstance(task, Summarization) and isinstance(task.summarizer, LanguageModel)
-    targets = [mode.cells for mode in audit_folder("news").collect_feedback.plan.targets]
+    targets = [target.region for target in targets_of("news")]
     way = Decoded(task.summarizer, args.work / "decoded.jsonl")
 
     def asked(split: Split, way: Decoded) -> pd.DataFrame:

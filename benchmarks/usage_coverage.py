@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage
@@ -129,21 +130,17 @@ def simulations(scenario: Scenario, count: int) -> Iterator[Simulation]:
         rates[(cells == space.neutral).all(axis=1)] = 0.0
     logits = np.log(np.maximum(rates, 1e-12) / (1 - rates))
     spreads, shares = np.polynomial.hermite_e.hermegauss(40)
-    rates = shares @ _expit(logits + scenario.spread * spreads[:, None]) / shares.sum()
+    rates = shares @ expit(logits + scenario.spread * spreads[:, None]) / shares.sum()
     for number in range(count):
         rng = np.random.default_rng([number, SCENARIOS.index(scenario)])
         own = logits + scenario.spread * rng.standard_normal((scenario.items, 1))
-        answers = rng.random(own.shape) < _expit(own)
+        answers = rng.random(own.shape) < expit(own)
         asker = _Nobody(space, scenario.items, scenario.budget)
         Random().explore(cast(Prober, asker), int(rng.integers(2**31)))
         items, numbers = np.array(list(asker.asked)).T
         probes = pd.DataFrame(space.cells(numbers), columns=space.names)
         probes = probes.assign(item=np.array(asker.item_ids)[items], failed=answers[items, numbers], role="control")
         yield Simulation(space, probes, answers, rates)
-
-
-def _expit(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits))
 
 
 class Covered(NamedTuple):

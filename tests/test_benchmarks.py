@@ -33,7 +33,7 @@ def results() -> list[figures.Result]:
 
 def test_the_full_audits_lack_nothing_but_weights_that_have_to_be_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.paper.__main__._download", lambda name, path: None)
-    audits = put_workspace(tmp_path / "ws", PARAMS)
+    audits = put_workspace(tmp_path / "ws", PARAMS.read_text(encoding="utf-8"))
     for name, audit in audits.items():
         put_inputs(tmp_path / "ws" / "data" / name / "inputs", audit, None)
     monkeypatch.chdir(tmp_path / "ws")
@@ -46,7 +46,7 @@ def test_the_full_audits_lack_nothing_but_weights_that_have_to_be_downloaded(tmp
 
 
 def test_every_audit_has_a_stand_in_that_lacks_nothing(tmp_path, monkeypatch):
-    audits = put_workspace(tmp_path / "ws", STAND_IN)
+    audits = put_workspace(tmp_path / "ws", STAND_IN.read_text(encoding="utf-8"))
     assert list(audits) == list(yaml.safe_load(PARAMS.read_text())["audits"])
     for name, audit in audits.items():
         put_inputs(tmp_path / "ws" / "data" / name / "inputs", audit, LENT.get(name))

@@ -33,19 +33,19 @@ LENT = {"alexnet": "mnist", "resnet50": "mnist", "stable-diffusion": "images"}
 TEMPLATES = ROOT / "docs" / "paper-templates.txt"
 
 
-def put_workspace(folder: Path, params: Path) -> dict[str, Any]:
+def put_workspace(folder: Path, params: str) -> dict[str, Any]:
     """Create or update a workspace with these audits; return them by name, as in params.yaml.
 
     Args:
         folder: it gets its own git repository, because that of Faded ignores it.
-        params: its params.yaml.
+        params: the text of its params.yaml.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ".git").exists() and git("init", "--quiet", folder=folder) is None:
         raise InfrastructureError(f"git cannot make a repository of {folder}")
-    shutil.copy(params, folder / "params.yaml")
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
     write_workspace(folder)
-    audits: dict[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))["audits"]
+    audits: dict[str, Any] = yaml.safe_load(params)["audits"]
     return audits
 
 
@@ -105,7 +105,7 @@ def run(names: Sequence[str], folder: Path, *, stand_in: bool) -> int:
         UsageError: if there is no audit of such a name.
         InfrastructureError: if something cannot be downloaded.
     """
-    audits = put_workspace(folder, STAND_IN if stand_in else PARAMS)
+    audits = put_workspace(folder, (STAND_IN if stand_in else PARAMS).read_text(encoding="utf-8"))
     if unknown := [name for name in names if name not in audits]:
         raise UsageError(f"no audit {unknown[0]!r}, found: {', '.join(audits)}{did_you_mean(unknown[0], audits)}")
     chosen = list(names) or list(audits)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,7 +44,7 @@ def main() -> None:
             claims = SCANNERS[name](model, given.budget)
             judged = judge(model, claims, round(sum(os.times()[:4]) - before, 1))
             line = {"scanner": name, "case": case, "seed": given.seed, "budget": given.budget, "kind": model.kind}
-            line |= {"plant": str(model.plant or ""), **judged.to_json(), "said": [one.text for one in claims]}
+            line |= {"plant": str(model.plant or ""), **asdict(judged), "said": [one.text for one in claims]}
             known.append(line)
             with given.results.open("a") as results:
                 results.write(json.dumps(line) + "\n")

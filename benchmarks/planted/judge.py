@@ -1,8 +1,7 @@
 """The rule by which claims about a model are judged, against the truth of all of its pairs of item and cell."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,9 +54,6 @@ class Judged:
     held: int
     queries: int
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def judge(model: Model, claims: Sequence[Claim], seconds: float) -> Judged:

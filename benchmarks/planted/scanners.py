@@ -6,7 +6,7 @@ exact test, adjusted by Holm) and to state rates.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from benchmarks.planted.judge import Claim
 from benchmarks.planted.models import Model
+from stages.core.intervals import holm
 
 MOST = 10  # slices that a method may hand over to be confirmed
 FEWEST = 15  # rows of a slice
@@ -86,23 +87,13 @@ def of_table(method: Method) -> Callable[[Model, int], list[Claim]]:
             tested = binomtest(table[0][0], int(rows.sum())).proportion_ci(method="wilson")
             claims.append(Claim(text, inside, (failed[rows].mean(), tested.low, tested.high)))
             p_values.append(fisher_exact(table, alternative="greater").pvalue)
-        return [claims[i] for i in sorted(_holm(p_values))]
+        return [claim for claim, p in zip(claims, holm(np.array(p_values)), strict=True) if p <= _SIGNIFICANT]
 
     return scan
 
 
 def _items(model: Model, rows: np.ndarray) -> list[Any]:
     return [model.changed(model.items[row // len(model.cells)], model.cells[row % len(model.cells)]) for row in rows]
-
-
-def _holm(p_values: Sequence[float]) -> list[int]:
-    """Which tests are significant together (Holm 1979)."""
-    passed = []
-    for rank, number in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        if p_values[number] > _SIGNIFICANT / (len(p_values) - rank):
-            break
-        passed.append(number)
-    return passed
 
 
 def tree(table: pd.DataFrame, failed: np.ndarray, pairs: pd.DataFrame) -> Slices:

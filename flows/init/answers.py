@@ -20,11 +20,11 @@ from flows.init.files import PlacedInputs
 from flows.init.propose import FEWEST, Wanted, kinds
 from flows.terminal import print_plain
 from stages.core.errors import UsageError, did_you_mean
-from stages.params import validation_lines
+from stages.params import name_error, validation_lines
 from stages.tasks.endpoint import EndpointConfig
 from stages.tasks.init import Answer, Ask, Check, Data, Init, Model, Seen, cached, existing
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_LONGEST = 40  # letters of a name that is guessed
 _SPLITS = ("train", "val", "valid", "validation", "test", "discover", "repair")  # use their parent's name
 _NONE = "none"
 
@@ -274,15 +274,15 @@ def _guess_name(model: Model, data: Data, audits: Sequence[str]) -> str:
     path = data.path or model.path
     if path is not None and path.name in _SPLITS:  # one split of a data set: its parent has the better name
         path = path.resolve().parent
-    stem = (re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_") if path else "") or "audit"
-    stem = stem if _is_text(stem) else f"audit-{stem}"
+    stem = (re.sub(r"[^a-z0-9_]+", "-", path.stem.lower())[:_LONGEST].strip("-_") if path else "") or "audit"
+    stem = stem if _is_text(stem) and name_error(stem) is None else f"audit-{stem}"
     names = (f"{stem}-{n}" if n > 1 else stem for n in count(1))
     return next(name for name in names if name not in audits)
 
 
 def _check_name(name: str, audits: Sequence[str]) -> None:
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: expected letters, digits, - and _")
+    if error := name_error(name):
+        raise UsageError(f"--name {name}: {error}")
     if not _is_text(name):
         raise UsageError(f"--name {name}: YAML does not read that as text but as {yaml.safe_load(name)!r}")
     if name in audits:

@@ -217,13 +217,12 @@ def weight_shapes(path: Path) -> Shapes:
     return tensor_shapes(path)
 
 
-def described(classes: int | None, shape: Sequence[int | None]) -> str:
+def described(classes: int | None, shape: Shape) -> str:
     """Describe the classes and the pictures: "1000 classes, 224x224, 3 channels"."""
+    channels, height, width = shape
     parts = [f"{classes:,} classes"] if classes else []
-    if len(shape) == 3 and shape[1] and shape[2]:
-        parts.append(f"{shape[2]}x{shape[1]}")
-    if shape and shape[0]:
-        parts.append(f"{shape[0]} channel{'s' * (shape[0] > 1)}")
+    parts += [f"{width}x{height}"] if height and width else []
+    parts += [f"{channels} channel{'s' * (channels > 1)}"] if channels else []
     return ", ".join(parts) or "of unknown size"
 
 
