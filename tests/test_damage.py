@@ -26,7 +26,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.core import files
 from stages.core.errors import UsageError
 from stages.core.files import append_sealed, read_sealed, read_state, replace_file, seal, unseal, write_state
-from stages.core.ledger import Key, Ledger
+from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.tasks.classification.init.pictures import look_at_pictures
 from stages.tasks.contract import Compute, Items, ProbeBatch
@@ -288,9 +288,3 @@ def test_any_bytes_as_the_locks_of_dvc_and_as_other_files_of_a_workspace(data: b
         Path("prefect.yaml").write_bytes(data)
         with contextlib.suppress(UsageError):
             read_entries()
-
-
-def test_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append([Key("i0", 0)], np.zeros(1), np.zeros(1, bool), ["so \ud83d"])
-    assert Ledger(tmp_path / "ledger.jsonl")[Key("i0", 0)] == ledger[Key("i0", 0)]

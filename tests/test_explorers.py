@@ -121,11 +121,11 @@ def test_answers_come_back_exactly(tmp_path) -> None:
     values = np.random.default_rng(0).normal(size=20).astype(np.float32)
     keys = [Key(f"ä{n}", n) for n in range(20)]
     written = Ledger(tmp_path / "l")
-    written.append(keys, values, values > 0, ['"\n</script>'] * 20, valid=values < 1)
+    written.append(keys, values, values > 0, ['"\n</script>\ud83d'] * 20, valid=values < 1)
     ledger = Ledger(tmp_path / "l")  # the file is on disk before the ledger is closed
     assert [ledger[k].valid for k in keys] == (values < 1).tolist() and not ledger[keys[values.argmax()]].valid
     assert [np.float32(ledger[k].discrepancy) for k in keys] == values.tolist()
-    assert ledger[keys[3]].output == '"\n</script>'
+    assert ledger[keys[3]].output == '"\n</script>?', "half a surrogate pair cannot be encoded"
     size = (tmp_path / "l").stat().st_size
     with pytest.raises(ValueError, match=r"a batch of 2 probes was answered by columns of lengths"):
         written.append([Key("a", 0), Key("b", 1)], np.zeros(2), np.zeros(1, bool), ["", ""])
@@ -143,11 +143,11 @@ def test_both_checkers_accept_the_environment(flat: bool) -> None:
 
 @pytest.mark.parametrize("name", [n for n in EXPLORERS if n not in ("auto", *MODEL_BASED, *WITHOUT_NETWORK)])
 def test_an_explorer_spends_its_budget_and_is_seeded(name: str) -> None:
-    config = DiscoverConfig(explorer=name, budget=330)
+    config = DiscoverConfig(explorer=name, budget=220)
     runs = [search(make_task(), ids(make_task()), config, seed=s) for s in (1, 1, 2)]
     for run in runs:
         agent = run.probes[run.probes["role"] == "agent"]
-        assert len(agent) == 264 == run.metrics["agent"]["probes"]  # a fifth of the budget is kept back
+        assert len(agent) == 176 == run.metrics["agent"]["probes"]  # a fifth of the budget is kept back
         assert not agent.duplicated(["item", "a", "b", "c", "repeat"]).any()
     pd.testing.assert_frame_equal(runs[0].probes, runs[1].probes)
     if name != "exhaustive":

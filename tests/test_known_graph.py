@@ -29,13 +29,19 @@ def ran(tmp_path_factory) -> Workspace:
 
 
 @pytest.fixture
-def known(ran, monkeypatch) -> Workspace:
-    """A workspace in which DVC has just been queried; a test undoes what it changes there."""
+def here(ran, monkeypatch) -> Workspace:
+    """A workspace as the current folder; a test undoes what it changes there."""
     monkeypatch.chdir(ran.path)
     monkeypatch.setattr(flows.graph.known_graph, "SETTLED_NS", -(10**18))
+    return ran
+
+
+@pytest.fixture
+def known(here) -> Workspace:
+    """The same, in which DVC has just been queried."""
     read_graph()
     assert Path(KNOWN).exists()
-    return ran
+    return here
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +101,8 @@ def test_whatever_changes_dvc_is_asked(ran, tmp_path, monkeypatch):
             read_graph()
 
 
-def test_what_a_command_that_only_looks_was_told_is_not_enough_to_run(known, monkeypatch):
-    Path(KNOWN).unlink()
+def test_what_a_command_that_only_looks_was_told_is_not_enough_to_run(here, monkeypatch):
+    Path(KNOWN).unlink(missing_ok=True)
     read_graph(looks=True)
     refuse(monkeypatch)
     read_graph(looks=True)
@@ -104,9 +110,9 @@ def test_what_a_command_that_only_looks_was_told_is_not_enough_to_run(known, mon
         read_graph()
 
 
-def test_an_answer_is_not_kept_where_a_file_may_yet_change_unseen(known, monkeypatch):
+def test_an_answer_is_not_kept_where_a_file_may_yet_change_unseen(here, monkeypatch):
     monkeypatch.setattr(flows.graph.known_graph, "SETTLED_NS", 10**18)
-    Path(KNOWN).unlink()
+    Path(KNOWN).unlink(missing_ok=True)
     read_graph()
     assert not Path(KNOWN).exists()
 
@@ -116,7 +122,7 @@ def _held(name: str) -> str:
     return json.dumps({"write": {str(Path(name).resolve()): {"pid": os.getpid(), "cmd": "dvc repro"}}})
 
 
-def test_nothing_is_kept_where_a_stage_starts_ends_or_fails_while_dvc_is_asked(known, monkeypatch):
+def test_nothing_is_kept_where_a_stage_starts_ends_or_fails_while_dvc_is_asked(here, monkeypatch):
     rwlock, snapshot = Path(".dvc/tmp/rwlock"), flows.graph._snapshot
     for before, after in (("{}", _held("elsewhere")), (_held("elsewhere"), "{}")):
         Path(KNOWN).unlink(missing_ok=True)
@@ -164,18 +170,18 @@ def test_what_an_input_links_to_is_marked(known, tmp_path, monkeypatch):
         Path("data/tiny/inputs/link").unlink()
 
 
-def test_nothing_is_kept_where_a_stage_reads_what_lies_elsewhere(known):
-    path = known.path / "dvc.yaml"
+def test_nothing_is_kept_where_a_stage_reads_what_lies_elsewhere(here):
+    path = here.path / "dvc.yaml"
     before = path.read_text()
     graph = yaml.safe_load(before)
     graph["stages"]["prepare"]["do"]["deps"].append("http://127.0.0.1:9/data.csv")
     path.write_text(yaml.safe_dump(graph, sort_keys=False))
-    Path(KNOWN).unlink()
+    Path(KNOWN).unlink(missing_ok=True)
     read_graph(looks=True)
     path.write_text(before)
     assert not Path(KNOWN).exists()
 
 
-def test_a_damaged_memory_is_put_aside(known):
+def test_a_damaged_memory_is_put_aside(here):
     Path(KNOWN).write_bytes(b"{}")
     assert read_graph().stages and read_graph() == read_graph()

@@ -241,8 +241,8 @@ FOUR_ON_BLACK: Words = {"digit": "four", "background": "on a black background"}
 SMALL_THREE: Words = {"size": "small", "digit": "three"}
 
 
-def cell_of(words: Words, space: ConceptSpace = PROMPTS) -> list[int]:
-    return [c.levels.index(words.get(c.name, c.neutral)) for c in space.concepts]
+def cell_of(words: Words) -> list[int]:
+    return [c.levels.index(words.get(c.name, c.neutral)) for c in PROMPTS.concepts]
 
 
 def said(row: pd.Series) -> Words:
@@ -250,21 +250,21 @@ def said(row: pd.Series) -> Words:
 
 
 class Wordy(PlantedTask):
-    """Fails if a prompt contains all words of one of its item's sets; margins do not show which words matter."""
+    """Fails if a prompt contains all words of one of these sets; margins do not show which words matter."""
 
-    def __init__(self, sets: list[Words] | list[list[Words]], items: int = 25, space: ConceptSpace = PROMPTS) -> None:
+    def __init__(self, sets: list[Words], items: int = 25) -> None:
         table = pd.DataFrame({"id": [f"i{k:03d}" for k in range(items)], "split": "discover", "label": "0"})
-        super().__init__(Items(table), space, {"regions": [], "noise": 0.0}, seed=0)
-        self._sets = sets if isinstance(sets[0], list) else [sets] * items
+        super().__init__(Items(table), PROMPTS, {"regions": [], "noise": 0.0}, seed=0)
+        self._sets = sets
 
     def probe(self, item_ids: list[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         margins = np.abs(super().probe(item_ids, cells, repeats).discrepancy)
-        failed = np.array([self._fails(self._rows[i], c) for i, c in zip(item_ids, np.asarray(cells), strict=True)])
+        failed = np.array([self._fails(cell) for cell in np.asarray(cells)])
         return ProbeBatch(np.where(failed, margins, -margins), failed, [""] * len(failed))
 
-    def _fails(self, item: int, levels: np.ndarray) -> bool:
+    def _fails(self, levels: np.ndarray) -> bool:
         prompt = {c.name: c.levels[int(level)] for c, level in zip(self.concepts.concepts, levels, strict=True)}
-        return any(words.items() <= prompt.items() for words in self._sets[item])
+        return any(words.items() <= prompt.items() for words in self._sets)
 
 
 def explore_words(task: Wordy, each: int, method: str = "beam") -> RobustnessResult:
@@ -289,18 +289,3 @@ def test_planted_pairs_of_words_are_found_exactly(method: str, each: int) -> Non
     assert (found.table["status"] == "found").all() and found.metrics["probes"] <= 25 * each
     assert all(said(row) in (FOUR_ON_BLACK, SMALL_THREE) for _, row in found.table.iterrows())
     assert_minimal(task, found.table)
-
-
-def test_items_that_each_fail_on_other_words_are_found_one_by_one() -> None:
-    rng = np.random.default_rng(0)
-
-    def two_words() -> Words:
-        two = [PROMPTS.concepts[j] for j in rng.choice(4, 2, replace=False)]
-        return {concept.name: str(concept.levels[rng.integers(1, len(concept))]) for concept in two}
-
-    own = [[two_words()] for _ in range(25)]
-    task = Wordy(own)
-    found = explore_words(task, 100).table
-    assert (found["status"] == "found").mean() > 0.9
-    assert_minimal(task, found)
-    assert all(said(row) in own[task._rows[row["item"]]] for _, row in found[found["status"] == "found"].iterrows())
