@@ -23,6 +23,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow_sync
 from prefect.states import Completed, Pending, Running
@@ -48,8 +50,11 @@ BEFORE, AFTER = ALL[:4], ALL[4:]
 
 @pytest.fixture(scope="module")
 def client(prefect_server) -> Iterator[SyncPrefectClient]:
+    # Prefect keeps one sender of events for all servers, and an earlier test's may be bound to one that is gone.
+    EventsWorker.set_client_override(PrefectEventsClient, api_url=prefect_server)
     with get_client(sync_client=True) as client:
         yield client
+    EventsWorker.set_client_override(None)
 
 
 @dataclass
@@ -111,7 +116,7 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def waiting_toys(prefect_server, _new_toys, tmp_path_factory) -> Workspace:
+def waiting_toys(client, _new_toys, tmp_path_factory) -> Workspace:
     """A workspace whose audit has run up to its landscape."""
     toys, told = _new_toys.copy(tmp_path_factory.mktemp("waiting") / "toys"), io.StringIO()
     ask_a_person(toys)
