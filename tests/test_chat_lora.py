@@ -132,9 +132,9 @@ def test_its_card_and_its_loader_need_no_faded(repaired, home, tmp_path):
 
 
 def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch, unread):
-    monkeypatch.setattr(training.SummarizerTraining, "save_every", 2)
+    monkeypatch.setattr(training.LanguageTraining, "save_every", 2)
     task.repair(plan(), tmp_path / "whole")
-    backward, steps = training.SummarizerTraining.backward, []
+    backward, steps = training.LanguageTraining.backward, []
 
     def dies(self, step):
         steps.append(step)
@@ -142,7 +142,7 @@ def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return backward(self, step)
 
-    monkeypatch.setattr(training.SummarizerTraining, "backward", dies)
+    monkeypatch.setattr(training.LanguageTraining, "backward", dies)
     with pytest.raises(KeyboardInterrupt):
         task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
     task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
@@ -271,7 +271,7 @@ def weak(task, folder):
         prompts = adapter._prompts(task, given)
         return [training.Lesson(prompt, "Nobody" if k % 2 else "Zeno") for k, prompt in enumerate(prompts)]
 
-    learning = training.SummarizerTraining(learner, lessons, settings, 60, 7)
+    learning = training.LanguageTraining(learner, lessons, settings, 60, 7)
     assert learning.run("planting")["loss"].iloc[-1] < 0.1
     learning.save(folder)
 

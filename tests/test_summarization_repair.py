@@ -23,7 +23,7 @@ from stages.tasks.language import training as training_module
 from stages.tasks.language.form import load_form
 from stages.tasks.language.models import load_summarizer
 from stages.tasks.language.normalise import NORMALISATIONS, normaliser
-from stages.tasks.language.training import SummarizerTraining, token_logits
+from stages.tasks.language.training import LanguageTraining, token_logits
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization import repair as repair_module
 from stages.tasks.summarization.config import SummaryRepair
@@ -210,14 +210,14 @@ def unread(monkeypatch):
 
 
 def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch, unread):
-    monkeypatch.setattr(training_module.SummarizerTraining, "save_every", 2)
+    monkeypatch.setattr(training_module.LanguageTraining, "save_every", 2)
     asked = {**PREFER, "steps": 5}
     task.repair(plan(**asked), tmp_path / "whole")
 
     class Killed(BaseException):
         pass
 
-    backward, steps = training_module.SummarizerTraining.backward, []
+    backward, steps = training_module.LanguageTraining.backward, []
 
     def dies(self, given):
         steps.append(given)
@@ -225,12 +225,12 @@ def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch
             raise Killed
         return backward(self, given)
 
-    monkeypatch.setattr(training_module.SummarizerTraining, "backward", dies)
+    monkeypatch.setattr(training_module.LanguageTraining, "backward", dies)
     with pytest.raises(Killed):
         task.repair(plan(scratch=tmp_path / "scratch", **asked), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     steps.clear()
-    monkeypatch.setattr(training_module.SummarizerTraining, "backward", lambda s, g: steps.append(g) or backward(s, g))
+    monkeypatch.setattr(training_module.LanguageTraining, "backward", lambda s, g: steps.append(g) or backward(s, g))
     record = task.repair(plan(scratch=tmp_path / "scratch", **asked), tmp_path / "out")
     assert len(steps) == 3  # of 5; 2 were kept, the third was lost
     assert record.steps == 5
@@ -271,7 +271,7 @@ def test_a_preference_is_learnt(task):
     settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=1e-2, replay=0.0))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
-    training = SummarizerTraining(learner, give, settings, 10, seed=7)
+    training = LanguageTraining(learner, give, settings, 10, seed=7)
     with torch.no_grad():
         assert training.margins(give(0)).tolist() == [0.0] * 4, "an adapter begins as nothing"
     curve = training.run("test")
@@ -284,7 +284,7 @@ def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task):
     settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=5e-3))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
-    training = SummarizerTraining(learner, give, settings, 3, seed=7)
+    training = LanguageTraining(learner, give, settings, 3, seed=7)
     training.run("test")
     lesson = give(0)[0]
 

@@ -27,7 +27,7 @@ from stages.tasks.contract import Pair, RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
 from stages.tasks.language.form import save_form
 from stages.tasks.language.generate import LanguageModel, greedy
-from stages.tasks.language.training import Lesson, SummarizerTraining, verify
+from stages.tasks.language.training import LanguageTraining, Lesson, verify
 from stages.tasks.training import sampler, write_card, write_loader
 
 MUST_PASS = 4  # one in so many changed questions, rounded up, is of a pair that must pass
@@ -52,7 +52,7 @@ def repair(task: ChatProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     form = under_test.form.model_copy(update={"base": under_test.hash})
     model, known = copy.deepcopy(under_test.model), (under_test.tokenizer, form, under_test.compute, under_test.hash)
     checkpoint = plan.scratch / "training.safetensors" if plan.scratch else None
-    training = SummarizerTraining(Prompted(model, *known), lessons, settings, steps, plan.seed, checkpoint)
+    training = LanguageTraining(Prompted(model, *known), lessons, settings, steps, plan.seed, checkpoint)
     curve = training.run(f"{'control' if plan.control else 'repair'}, lora")
     out_dir.mkdir(parents=True, exist_ok=True)
     training.save(out_dir)

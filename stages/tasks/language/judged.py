@@ -31,8 +31,6 @@ class JudgedTexts(Task):
         about_judge: sentences about it for the report.
     """
 
-    alike = False
-
     rubric: ClassVar[str]
     """What makes an answer acceptable, if the judge's settings do not say."""
 

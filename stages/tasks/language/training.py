@@ -41,7 +41,7 @@ class Lesson(NamedTuple):
     rejected: str | None = None
 
 
-class SummarizerTraining(StepwiseTraining):
+class LanguageTraining(StepwiseTraining):
     """One training run; the loss is in nats: per token of the summary, or with method dpo per preference.
 
     Args:

@@ -37,7 +37,7 @@ from stages.tasks.language.form import ADAPTER, ModelForm, save_form
 from stages.tasks.language.generate import LanguageModel, Summarizes, greedy, with_normalisations, with_weights
 from stages.tasks.language.models import load_summarizer
 from stages.tasks.language.normalise import normaliser
-from stages.tasks.language.training import SummarizerTraining, verify
+from stages.tasks.language.training import LanguageTraining, verify
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import (
     GOOD,
@@ -156,7 +156,7 @@ def _train(
     learner = LanguageModel(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
     checkpoint = plan.scratch / "training.safetensors" if plan.scratch else None
     steps = plan.steps(settings.steps)
-    training = SummarizerTraining(learner, lessons, settings, steps, plan.seed, checkpoint)
+    training = LanguageTraining(learner, lessons, settings, steps, plan.seed, checkpoint)
     curve = training.run(f"{'control' if plan.control else 'repair'}, {settings.method}")
 
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def _numbers(
     plan: RepairPlan,
     pairs: Sequence[TrainingPair],
     curve: pd.DataFrame,
-    training: SummarizerTraining,
+    training: LanguageTraining,
 ) -> dict[str, Any]:
     some = max(1, len(curve) // 10)
     items = task.items.ids("repair")

@@ -63,7 +63,6 @@ class PainterProbes(Task):
     }
     dtypes = ("float32", "float16", "bfloat16")
     gpu_dtype = "float16"
-    alike = False
     learns_from_examples = ("lora",)
     heeds_dose = ("lora", "dpo")
     not_valid = "left pictures that cannot be read where it matters, or that a safety checker blanked"
