@@ -10,11 +10,22 @@ from functools import cache
 import torch
 from torch import Tensor
 
-LARGE = 1 << 20  # multiplications; in smaller products a call from Python costs more than it gains
+from stages.core.environment import is_alike
+
+# Numbers in the second factor, a layer's weights; smaller products gain nothing. Not in both factors: the sums of a row
+# must not depend on how many others there are.
+LARGE = 1 << 14
+
+
+def start_torch(threads: int) -> None:
+    """Let torch compute in this process with so many threads, and the same on every CPU if `is_alike`."""
+    torch.set_num_threads(threads)
+    if is_alike():
+        _replace_products()
 
 
 @cache
-def multiply_alike() -> torch.library.Library:
+def _replace_products() -> torch.library.Library:
     """Replace torch's products of float32 matrices on the CPU, also in gradients, until this process ends."""
     replaced = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings(action="ignore"):  # that something is replaced
@@ -38,7 +49,7 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
 def _is_large(a: Tensor, b: Tensor) -> bool:
     if not (a.dtype == b.dtype == torch.float32 and a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0]):
         return False
-    return a.numel() * b.shape[1] >= LARGE
+    return b.numel() >= LARGE
 
 
 def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stages.code import is_own_workspace
 from stages.concepts.grids import APPLIED_BY
 from stages.core import plugins, processes
-from stages.core.environment import DATA, is_alike, let_torch_choose
+from stages.core.environment import DATA, let_torch_choose
 from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import read_json
 from stages.params.audit import AuditConfig
@@ -155,10 +155,6 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
         raise UsageError(f"{where} is not a valid task: it lacks {', '.join(lacking)}; see docs/own-task.md")
     if not cls.alike:
         let_torch_choose()
-    elif is_alike() and "torch" in sys.modules:
-        from stages.core.products import multiply_alike
-
-        multiply_alike()
     for concept in APPLIED_BY.keys() & audit.concepts.keys():
         module_name, _, class_name = APPLIED_BY[concept].partition(":")
         cls = getattr(importlib.import_module(module_name), class_name).before(cls)
