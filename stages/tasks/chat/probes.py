@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import torch
 
 from stages.concepts.catalogue import span
 from stages.concepts.texts import TextConcept
 from stages.core.errors import UsageError
 from stages.core.files import read_table
-from stages.core.products import start_torch
 from stages.core.progress import progress
 from stages.params.network import is_served
 from stages.tasks.account import Account, Expected
@@ -169,7 +169,7 @@ class ChatProbes(JudgedTexts):
         Raises a UsageError when data or weights are missing, unreadable or do not fit each other.
         """
         cls.require_valid(context)
-        start_torch(context.compute.threads)
+        torch.set_num_threads(context.compute.threads)
         config = ChatPrepare.model_validate(dict(context.config))
         data: QuestionSource = cls.source(context, "data")
         source: ChatSource = cls.source(context, "model")

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.core.arithmetic import compute_alike
 from stages.core.errors import FadedError, UsageError, first_problems, one_line
 from stages.core.files import local_file, read_json, write_json
 from stages.params import checked
@@ -54,6 +55,8 @@ class Classifier(nn.Module):
         self.std: Tensor
         self.form = form
         self.net = net
+        if any(isinstance(part, nn.LayerNorm) for part in net.modules()):  # a transformer, or alike
+            compute_alike()
         self.register_buffer("mean", torch.tensor(form.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(form.std).view(1, -1, 1, 1), persistent=False)
 

@@ -16,7 +16,6 @@ from stages.concepts.images import CATALOGUE, ImageConcept, ImageTransforms, che
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_table
 from stages.core.intervals import wilson
-from stages.core.products import start_torch
 from stages.tasks.base import Task
 from stages.tasks.classification.backends import BACKENDS, PICTURES, Backend, choose_backend, compute_errors, only_eager
 from stages.tasks.classification.black_boxes import BLACK_BOXES
@@ -61,7 +60,7 @@ class ClassifierProbes(Task):
     backends = BACKENDS
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, model: Classifier, model_hash: str) -> None:
-        start_torch(context.compute.threads)
+        torch.set_num_threads(context.compute.threads)
         self.context = context
         self.model_hash = model_hash
         self.model = model.to(context.compute.device)
@@ -127,7 +126,7 @@ class ClassifierProbes(Task):
         Raises a UsageError when data or weights are missing, corrupt or do not fit each other.
         """
         cls.require_valid(context)
-        start_torch(context.compute.threads)
+        torch.set_num_threads(context.compute.threads)
         config = PrepareConfig.model_validate(dict(context.config))
         data: DataSource = cls.source(context, "data")
         source: ModelSource = cls.source(context, "model")

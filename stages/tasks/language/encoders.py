@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from stages.core.arithmetic import compute_alike
 from stages.core.errors import UsageError, one_line
 from stages.core.files import local_file
 from stages.tasks.hub import NAME, Repository
@@ -89,6 +90,7 @@ def read_encoder(folder: Path, kind: Any, where: str, unused: tuple[str, ...] = 
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    compute_alike()
     logging.disable_progress_bar()
     mine = {"local_files_only": True, "trust_remote_code": False}
     try:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 
-from stages.core.products import start_torch
 from stages.tasks.account import Expected
 from stages.tasks.base import Task
 from stages.tasks.contract import Exhibit, Items, ProbeBatch, TaskContext
@@ -39,7 +39,7 @@ class JudgedTexts(Task):
     def __init__(
         self, context: TaskContext, items: pd.DataFrame, embedder: Embedder, judge: Judge | None, notes: Sequence[str]
     ) -> None:
-        start_torch(context.compute.threads)
+        torch.set_num_threads(context.compute.threads)
         self.context, self.embedder, self.judge, self._about_judge = context, embedder, judge, notes
         if judge is not None:
             vars(self)["not_valid"] = f"{self.not_valid}, or {ABSTAINED}"

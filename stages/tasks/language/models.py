@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from stages.core.arithmetic import compute_alike
 from stages.core.errors import UsageError, first_problems, one_line
 from stages.core.files import content_hash
 from stages.tasks.account import Account
@@ -331,6 +332,7 @@ def _check_header(path: Path) -> None:
 def _weights(folder: Path, kind: Kind, dtype: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    compute_alike()
     loader = AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM
     safe = {} if "gguf_file" in options else {"use_safetensors": True}
     loaded: Any = loader.from_pretrained(

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.errors import UsageError
-from stages.core.products import start_torch
 from stages.tasks.contract import Compute
 from stages.tasks.language.generate import IGNORED, LanguageModel
 from stages.tasks.language.models import load_summarizer
@@ -250,7 +249,7 @@ def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     """
     told = json.loads(asked.read_text(encoding="utf-8"))
     compute = Compute(**told["compute"])
-    start_torch(compute.threads)
+    torch.set_num_threads(compute.threads)
     lessons = [Lesson(*lesson) for lesson in told["lessons"]]
     compare_answers("logits", token_logits(load_summarizer(folder, compute, base), lessons), load_file(tensors))
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import torch
 
 from stages.concepts.catalogue import with_plugins
 from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
 from stages.core.errors import UsageError
 from stages.core.files import read_table
-from stages.core.products import start_torch
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.contract import SPLITS, Exhibit, Items, Quality, Split, TaskContext
@@ -204,7 +204,7 @@ class SummarizerProbes(JudgedTexts):
         Raises a UsageError when data or weights are missing, unreadable or do not fit each other.
         """
         cls.require_valid(context)
-        start_torch(context.compute.threads)
+        torch.set_num_threads(context.compute.threads)
         config = SummaryPrepare.model_validate(dict(context.config))
         data: ArticleSource = cls.source(context, "data")
         source: SummarizerSource = cls.source(context, "model")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from stages.core.arithmetic import compute_alike
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, local_file, read_json, write_json
 from stages.params import Strict, checked
@@ -226,6 +227,7 @@ def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, l
         A DiffusionPipeline; its attribute `content` is the hash of the folders it was read from.
     """
     load_pipeline_form(folder)
+    compute_alike()
     with readable(str(folder)):
         from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import torch
 
 from stages.concepts.prompts import check_slots, fill, pieces, prompt_space, read_templates
 from stages.core.errors import UsageError
 from stages.core.files import read_table
-from stages.core.products import start_torch
 from stages.tasks.attributes import MOST_VALUES, free_name
 from stages.tasks.base import Task
 from stages.tasks.contract import ASSETS, SPLITS, Exhibit, Items, ProbeBatch, Quality, Split, TaskContext
@@ -75,7 +75,7 @@ class PainterProbes(Task):
             studio: the model, with the judges of its pictures.
             pictures: real captioned pictures that repairs can learn from, see `picture_sources.PICTURE_LOADERS`.
         """
-        start_torch(context.compute.threads)
+        torch.set_num_threads(context.compute.threads)
         self.context, self.studio, self.pictures = context, studio, pictures
         self.painter, self.judge, self.model_hash = studio.painter, studio.judge, studio.painter.hash
         self.config = TextToImagePrepare.model_validate(dict(context.config))
@@ -136,7 +136,7 @@ class PainterProbes(Task):
         Raises a UsageError when something is missing, unreadable or does not fit, or prompts exceed the token limit.
         """
         cls.require_valid(context)
-        start_torch(context.compute.threads)
+        torch.set_num_threads(context.compute.threads)
         config = TextToImagePrepare.model_validate(dict(context.config))
         templates = read_templates(config.templates, context.inputs)
         items = choose_items(templates, config.items, context.seed)

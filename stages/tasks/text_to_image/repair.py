@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 
 from stages.core.errors import UsageError
 from stages.core.files import write_json
-from stages.core.products import start_torch
 from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.contract import Compute, RepairPlan, RepairRecord
@@ -201,7 +200,7 @@ def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     """
     told = json.loads(asked.read_text(encoding="utf-8"))
     compute, sampling = Compute(**told["compute"]), SamplingConfig.model_validate(told["sampling"])
-    start_torch(compute.threads)
+    torch.set_num_threads(compute.threads)
     painter = Painter(load_pipeline(base, compute, sampling, lora=folder), sampling, compute)
     compare_answers("pixels", torch.from_numpy(pixels(painter, told["prompts"], told["seeds"])), load_file(tensors))
 

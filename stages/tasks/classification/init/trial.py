@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from stages.core.errors import first_of
-from stages.core.products import start_torch
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.config import PrepareConfig
 from stages.tasks.classification.data import DATA_LOADERS
@@ -130,7 +129,7 @@ def order_of(context: TaskContext, classes: int, available: int | None) -> Order
         classes: approximate number of its classes.
         available: number of pictures available to search; None if unknown.
     """
-    start_torch(context.compute.threads)
+    torch.set_num_threads(context.compute.threads)
     context = replace(context, compute=replace(context.compute, backend="eager"))  # others start too slowly for this
     config = PrepareConfig.model_validate(dict(context.config))
     most = MOST_OF_A_SERVICE if "endpoint" in config.model else _MOST
