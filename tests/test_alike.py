@@ -9,13 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from stages.core.arithmetic import _replace_operators
 from stages.core.environment import ALIKE, DEFAULTS, is_alike
 from stages.params import AuditConfig
 from stages.provenance import device_name
+from stages.tasks.chat import Chat
 from stages.tasks.load import task_class
 from tests.images import write_images
 from tests.workspace import FEW_PAIRS, ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -112,9 +116,76 @@ def test_a_stage_that_dvc_alone_starts_computes_alike_tells_nobody_and_fetches_n
 
 
 @needs_avx2
-@pytest.mark.parametrize(("task", "alike"), [("classification:ImageClassification", True), ("chat:Chat", False)])
-def test_networks_that_would_take_twice_as_long_choose_for_themselves(monkeypatch, task, alike):
+def test_a_task_may_choose_speed_instead(monkeypatch):
     for name, value in ALIKE.items():
         monkeypatch.setenv(name, value)
-    task_class("stripes", AuditConfig.model_validate(audit_params(task=f"stages.tasks.{task}")))
-    assert is_alike() == alike and (device_name("cpu") == "cpu") != alike
+    for task in ("classification:ImageClassification", "chat:Chat", "text_to_image:TextToImage"):
+        task_class("stripes", AuditConfig.model_validate(audit_params(task=f"stages.tasks.{task}")))
+        assert is_alike() and device_name("cpu") != "cpu"
+    monkeypatch.setattr(Chat, "alike", False)
+    task_class("stripes", AuditConfig.model_validate(audit_params(task="stages.tasks.chat:Chat")))
+    assert not is_alike() and device_name("cpu") == "cpu"
+
+
+# Two steps of training: products of several sizes, attention, roots of numbers, and those of the optimiser.
+TRAINED = """
+import hashlib, torch
+from stages.core.arithmetic import compute_alike
+compute_alike()
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = torch.nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
+x, optimizer = torch.rand(6, 40, 128), torch.optim.AdamW(net.parameters(), fused=False)
+for _ in range(2):
+    loss = (net(x.sqrt()) * x**0.5).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest())
+"""
+
+
+@needs_avx2
+@needs_qemu
+@pytest.mark.nightly
+def test_a_transformer_trains_to_the_same_bytes_on_another_cpu():
+    found = set()
+    for emulator in ((), ("qemu-x86_64", "-cpu", "Haswell"), ("qemu-x86_64", "-cpu", "EPYC")):
+        command, env = [*emulator, sys.executable, "-c", TRAINED], {**os.environ, **DEFAULTS, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1 and len(found.pop().strip()) == 64
+
+
+@pytest.fixture
+def ours(monkeypatch) -> Iterator[None]:
+    """Torch with our operators, whatever this machine, until the test ends."""
+    replaced = _replace_operators.__wrapped__()
+    yield
+    replaced._destroy()
+
+
+def test_sums_of_a_row_do_not_depend_on_how_many_others_there_are(ours):
+    torch.manual_seed(0)
+    net, rows = torch.nn.Linear(192, 256), torch.randn(300, 192)
+    whole = net(rows)
+    for n in (2, 3, 7, 8, 64, 299):
+        assert torch.equal(net(rows[:n]), whole[:n])
+
+
+def test_operators_are_torchs_but_for_the_last_bits(ours):
+    torch.manual_seed(0)
+    x, weight, bias = torch.rand(5, 200) + 0.1, torch.randn(100, 200), torch.randn(100)
+    given = [one.requires_grad_() for one in (x, weight, bias)]
+    exact = [one.detach().double().requires_grad_() for one in given]
+    for of in (given, exact):
+        (torch.nn.functional.linear(*of).square().sum() + of[0].sqrt().sum() + (of[0] ** 0.5).sum()).backward()
+    for one, other in zip(given, exact, strict=True):
+        torch.testing.assert_close(one.grad, other.grad.float(), rtol=1e-4, atol=1e-3)
+    for odd in (torch.rand(()), torch.rand(3, 4).t(), torch.arange(4), torch.rand(2).bfloat16(), torch.tensor([-1.0])):
+        root = odd.sqrt()
+        assert torch.allclose(root, odd.double().sqrt().to(root.dtype), equal_nan=True, rtol=1e-2)
+        assert root.stride() == odd.stride() and (odd**2).dtype == odd.dtype and root.dtype.is_floating_point
+    for one, other, error in ((x, x, "shapes"), (x, weight[0], "matrix"), (x, weight.t().double(), "dtype")):
+        with pytest.raises(RuntimeError, match=error):
+            torch.mm(one, other)

@@ -14,12 +14,12 @@ DATA = Path("data")  # one folder per audit
 WORK = Path(".faded")  # scratch, logs and records of a workspace
 
 # Libraries choose their code by the CPU, and round differently in each choice. These make them choose what every x86-64
-# CPU with AVX2 has, so that results are equal to the byte there. MKL still takes torch's square roots by the CPU; so
-# optimisers are fused, which take their own.
+# CPU with AVX2 has, so that results are equal to the byte there; `stages.core.arithmetic` does the rest. Optimisers are
+# fused, as MKL takes torch's square roots by the CPU.
 _OF_TORCH = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "COMPATIBLE",  # AVX2 would be faster, and is equal on Intel's own CPUs only
+    "MKL_CBWR": "COMPATIBLE",  # AVX2 would be faster, and is equal on Intel's own CPUs only; large products avoid it
 }
 _ALIKE = {
     **_OF_TORCH,

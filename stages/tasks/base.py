@@ -287,8 +287,8 @@ class Task(LoadedTask):
         backends: values of `compute.backend` besides auto.
         dtypes: values of `compute.dtype` besides auto.
         gpu_dtype: the dtype that auto means on a GPU; on a CPU it means float32.
-        alike: whether torch has to compute the same bytes on every x86-64 CPU with AVX2. A transformer takes twice as
-            long with it (on a CPU with AVX-512 up to seven times), a convolutional network 1.0 to 1.5 times.
+        alike: whether torch has to compute the same bytes on every x86-64 CPU with AVX2. A network takes 1.0 to 1.5
+            times as long with it, a transformer that does not call `stages.core.arithmetic.compute_alike` up to seven.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         heeds_dose: methods of repair that train for the number of steps requested (`RepairPlan.steps`).
         movable: methods of repair whose result `move` can take part of the way.

@@ -5,11 +5,9 @@ generated once, which saves padding and repetition.
 
 A summary depends on its article alone, to the last bit of the scores of every step. On a CPU the sums of a row depend
 on shapes, but not on the contents of other rows, nor on their number if there are at least two; a single row uses other
-kernels, so it is duplicated. The remaining cause is padding. Sums run over blocks of tokens, and a prompt that is
-shifted against them is summed in another order, which in bfloat16 changed 5 to 7 of 16 summaries. So all prompts end at
-a multiple of STRIDE tokens, whatever the longest of their batch. From SPLIT tokens on, kernels begin new blocks at
-fixed places, so prompts of that length share a batch only with prompts of the same padded length. This was measured
-with torch 2.13 and oneDNN on AVX-512; GPUs choose kernels by the number of rows, so nothing is guaranteed there.
+kernels, so it is duplicated. Prompts are padded to a multiple of STRIDE tokens, and share a batch only with prompts of
+the same padded length. This holds for `stages.core.arithmetic`, in float32; MKL's own choice of kernels depends on the
+number of rows, and so does that of GPUs, so nothing is guaranteed there.
 """
 
 import bisect
@@ -26,8 +24,7 @@ from stages.tasks.contract import Compute
 from stages.tasks.language.form import ARTICLE, ModelForm
 from stages.tasks.language.normalise import normaliser
 
-STRIDE = 32  # tokens; 16 was enough with AVX-512, wider registers may need more
-SPLIT = 384  # tokens of prompt and summary from which the last bits depended on padding again
+STRIDE = 32  # tokens
 IGNORED = -100  # a label that the losses of torch and transformers ignore
 
 
@@ -210,11 +207,11 @@ class LanguageModel:
         return [text for ids in prompts for text in answers[ids]]
 
     def _batches(self, prompts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Yield every distinct prompt once, short ones first; long ones only with others of their padded length."""
+        """Yield every distinct prompt once, with others of its padded length, short ones first."""
         asked = self.form.generation
         size = min(asked.rows, self.compute.batch_size)
         unique = sorted(set(prompts), key=lambda ids: (len(ids), ids))
-        for _, alike in groupby(unique, key=lambda ids: max(_padded(len(ids)), SPLIT - asked.max_new_tokens)):
+        for _, alike in groupby(unique, key=lambda ids: _padded(len(ids))):
             rows = list(alike)
             yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
