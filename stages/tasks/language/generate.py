@@ -369,7 +369,7 @@ def _room(config: Any, part: Literal["encoder", "decoder"]) -> int | None:
 
 
 def _padded(length: int) -> int:
-    return -(-length // STRIDE) * STRIDE
+    return max(1, -(-length // STRIDE)) * STRIDE
 
 
 def _settings(form: ModelForm, samples: int, temperature: float | None) -> Any:
