@@ -56,7 +56,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def alike() -> Iterator[None]:
-    """Undo what loading a transformer does to this process (`let_torch_choose`), for the processes of later tests."""
+    """Undo what a task with `alike = False` does to this process, for the processes of later tests."""
     yield
     set_defaults()
 

@@ -87,7 +87,7 @@ def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind):
         summarizer.summarize([article])
     assert len(scores) == len(ARTICLES)
     for seen in scores.values():
-        assert len(seen) == 3  # in a batch, and twice in a padded batch of one
+        assert len(seen) >= 3  # in a batch, and twice in a batch of one, which is doubled
         steps = min(map(len, seen))
         assert steps > 1 and all(torch.equal(seen[0][:steps], other[:steps]) for other in seen[1:])
 
