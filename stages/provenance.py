@@ -16,6 +16,7 @@ from stages.core.environment import is_alike
 from stages.core.files import content_hash, write_json
 from stages.core.plugins import distributions
 from stages.params import AuditConfig
+from stages.params.audit import ComputeConfig
 from stages.params.network import is_served
 from stages.tasks.contract import ASSETS
 from stages.tasks.load import resolve_backend, resolve_device, resolve_dtype
@@ -52,7 +53,7 @@ def provenance(
     }
     if computes:
         record |= {
-            "device": device_name(config.compute.device),
+            "device": device_name(config.compute),
             "backend": resolve_backend(config, prepared),
             "dtype": resolve_dtype(audit, config),
             "threads": config.compute.threads,
@@ -142,7 +143,7 @@ def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
         mode="json", exclude={"summarize": True, "gates": True, "usage": True, "compute": {"gpus"}}
     )
     settings["prepare"] = of_answers(settings["prepare"])
-    return content_hash(inputs, settings, device_name(config.compute.device), versions(), *more)
+    return content_hash(inputs, settings, device_name(config.compute), versions(), *more)
 
 
 def versions() -> dict[str, str]:
@@ -160,11 +161,11 @@ def _imported() -> dict[str, str]:
     return {package: at for package, at in versions().items() if PACKAGES[package] in sys.modules}
 
 
-def device_name(name: str) -> str:
+def device_name(compute: ComputeConfig) -> str:
     """Resolve the device, "auto" included, and add between which ones results differ: the kind of GPU, or any CPU."""
     import torch
 
-    device = resolve_device(name)
+    device = resolve_device(compute.device)
     if device == "cpu":
-        return "cpu (as any x86-64 with AVX2)" if is_alike() else "cpu"
+        return "cpu (as any x86-64 with AVX2)" if is_alike() and compute.dtype in ("auto", "float32") else "cpu"
     return f"{device} ({torch.cuda.get_device_name(device)})"

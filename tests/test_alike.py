@@ -18,6 +18,7 @@ import torch
 from stages.core.arithmetic import _replace_operators
 from stages.core.environment import ALIKE, DEFAULTS, is_alike
 from stages.params import AuditConfig
+from stages.params.audit import ComputeConfig
 from stages.provenance import device_name
 from stages.tasks.chat import Chat
 from stages.tasks.load import task_class
@@ -121,10 +122,11 @@ def test_a_task_may_choose_speed_instead(monkeypatch):
         monkeypatch.setenv(name, value)
     for task in ("classification:ImageClassification", "chat:Chat", "text_to_image:TextToImage"):
         task_class("stripes", AuditConfig.model_validate(audit_params(task=f"stages.tasks.{task}")))
-        assert is_alike() and device_name("cpu") != "cpu"
+        assert is_alike() and device_name(ComputeConfig(device="cpu")) != "cpu"
+    assert device_name(ComputeConfig(device="cpu", dtype="bfloat16")) == "cpu"
     monkeypatch.setattr(Chat, "alike", False)
     task_class("stripes", AuditConfig.model_validate(audit_params(task="stages.tasks.chat:Chat")))
-    assert not is_alike() and device_name("cpu") == "cpu"
+    assert not is_alike() and device_name(ComputeConfig(device="cpu")) == "cpu"
 
 
 # Two steps of training: products of several sizes, attention, roots of numbers, and those of the optimiser.
