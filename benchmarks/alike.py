@@ -1,4 +1,4 @@
-"""What the same bytes on every CPU cost: CPU time to draw and to write, beside what torch would choose.
+"""What the same bytes on every CPU cost: CPU time to draw, to write and to classify, beside what torch would choose.
 
     python -m benchmarks.alike
 
@@ -45,11 +45,23 @@ def writing() -> Callable[[], object]:
     return lambda: model.summarize(articles)
 
 
+def classifying() -> Callable[[], object]:
+    """8 pictures by a vision transformer, with gradients; random weights take as long as others."""
+    import timm
+    import torch
+
+    from stages.core.arithmetic import compute_alike
+
+    net, pictures = timm.create_model("vit_tiny_patch16_224").eval(), torch.rand(8, 3, 224, 224)
+    compute_alike()
+    return lambda: net(pictures).sum().backward()
+
+
 def _prepared(audit: str) -> Path:
     return stage_dir(audit, "prepare") / "model"
 
 
-WORK = {"drawing": drawing, "writing": writing}
+WORK = {"drawing": drawing, "writing": writing, "a ViT and its gradients": classifying}
 
 
 def main() -> None:
