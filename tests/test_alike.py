@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from stages.params import AuditConfig
 from stages.params.audit import ComputeConfig
 from stages.provenance import device_name
 from stages.tasks.chat import Chat
+from stages.tasks.classification.families import Form
+from stages.tasks.classification.models import Classifier
 from stages.tasks.load import task_class
 from tests.images import write_images
 from tests.workspace import FEW_PAIRS, ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -157,6 +160,15 @@ def test_a_transformer_trains_to_the_same_bytes_on_another_cpu():
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         found.add(done.stdout)
     assert len(found) == 1 and len(found.pop().strip()) == 64
+
+
+def test_classifiers_that_consist_of_products_compute_alike(monkeypatch):
+    started = list[type]()
+    form = Form(family="small_cnn", architecture="small_cnn", classes=["a", "b"], shape=(3, 8, 8), origin="")
+    for layer in (torch.nn.BatchNorm2d(3), torch.nn.LayerNorm(8)):
+        monkeypatch.setattr("stages.tasks.classification.models.compute_alike", partial(started.append, type(layer)))
+        Classifier(form, torch.nn.Sequential(layer, torch.nn.Flatten(), torch.nn.Linear(192, 2)))
+    assert started == [torch.nn.LayerNorm]
 
 
 @pytest.fixture
