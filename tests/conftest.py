@@ -61,6 +61,16 @@ def alike() -> Iterator[None]:
     set_defaults()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_operators() -> Iterator[None]:
+    """Undo what loading a transformer does to torch in this process (`compute_alike`), for the modules to come."""
+    yield
+    replace = getattr(sys.modules.get("stages.core.arithmetic"), "_replace_operators", None)
+    if replace is not None and replace.cache_info().currsize:
+        replace()._destroy()
+        replace.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium; tests that need it skip if it is missing.
