@@ -69,7 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs=2, metavar=("WORK", "HOW"), help=argparse.SUPPRESS)
     if one := parser.parse_args().one:
-        return measure(*one)
+        measure(*one)
+        return
     table = Table("", "torch's choice, CPU-s", "the same bytes, CPU-s", "times")
     for work in WORK:
         command = [sys.executable, "-m", "benchmarks.alike", "--one", work]
@@ -78,7 +79,7 @@ def main() -> None:
             for how in ("chosen", "alike")
         )
         table.add_row(work, f"{fast:.2f}", f"{same:.2f}", f"{same / fast:.2f}")
-    return Console().print(table)
+    Console().print(table)
 
 
 def measure(work: str, how: str) -> None:

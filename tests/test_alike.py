@@ -172,7 +172,7 @@ def test_classifiers_that_consist_of_products_compute_alike(monkeypatch):
 
 
 @pytest.fixture
-def ours(monkeypatch) -> Iterator[None]:
+def ours() -> Iterator[None]:
     """Torch with our operators, whatever this machine, until the test ends."""
     replaced = _replace_operators.__wrapped__()
     yield
