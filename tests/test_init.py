@@ -46,7 +46,7 @@ def test_a_model_and_pictures_become_an_audit_that_runs_to_its_verdict(repositor
     code, told = faded(here, "init", "--model", WEIGHTS, "--data", "shapes", "--repair", "--budget", "100", "--yes")
     assert code == 0, told
     assert "test_resnet of timm, 3 classes, 3 channels" in told
-    assert "60 pictures in 3 classes, most of them 32x32, 3 channels" in told
+    assert "60 pictures in 3 classes, all of them 32x32, 3 channels" in told
     assert "guessed: architecture: test_resnet, name: shapes, size: 32; options say otherwise" in told
     assert "faded audit shapes" in told and "DVC" not in told
     text = (repository / "params.yaml").read_text()

@@ -63,9 +63,11 @@ def test_files_are_linked_or_copied_and_links_out_of_the_repository_are_for_this
 
 def test_of_a_list_only_what_it_names_is_linked_and_never_the_repository_it_lies_in(repository, measured):
     named = sorted(path.relative_to(repository) for path in (repository / "shapes").rglob("*.png"))
-    lines = [json.dumps({"image": str(path), "label": path.parent.name}) for path in named]
+    lines = [{"image": str(path), "label": path.parent.name} | {"night": True} for path in named]
+    lines = [json.dumps({**line, "camera": "B"} if i else line) for i, line in enumerate(lines)]
     (repository / "all.jsonl").write_text("\n".join(lines))
     told = init(given=options(answers={"data": "all.jsonl", "repair": False, "classes": ",".join(CLASSES)}))
+    assert "with night, camera (of 59)" in told
     assert "data/all/inputs/all links to all.jsonl, and to 3 folder(s) it names" in told
     inputs = repository / "data/all/inputs/all"
     assert sorted(path.relative_to(inputs).as_posix() for path in inputs.rglob("*")) == [

@@ -84,7 +84,7 @@ def test_damaged_pictures_are_replaced_and_listed(tmp_path):
     assert not any(str(tmp_path) in reason for reason in skipped.values())
     with pytest.raises(UsageError, match=r"27 items wanted, the data has 26 left .*and 4 that cannot be read"):
         chosen(tmp_path, imagefolder="photos", counts={"discover": 27}, max_corrupt=0.2)
-    with pytest.raises(UsageError, match=r"are corrupt, max_corrupt allows 5%: .*is not a readable image"):
+    with pytest.raises(UsageError, match=r"cannot be read, .*max_corrupt allows 5%: .*is not a readable image"):
         chosen(tmp_path, imagefolder="photos", counts={"discover": 26})
 
 
@@ -213,7 +213,8 @@ def test_lines_that_are_none_are_skipped_and_listed(tmp_path):
     bad = ["no json", "[]", {"image": "photos/flat/000.png"}, {"image": "/etc/passwd", "label": "flat"}]
     missing = {"image": "photos/flat/009.png", "label": "flat"}
     write_list(tmp_path / "all.jsonl", [*good, *bad, missing])
-    with pytest.raises(UsageError, match=r"4 of 8 images are corrupt.*line 4 \(no JSON\).*line 6 \(it has no label\)"):
+    told = r"4 of 8 pictures cannot be read.*line 4 \(no JSON\).*line 6 \(it has no label, only image\)"
+    with pytest.raises(UsageError, match=told):
         chosen(tmp_path, jsonl="all.jsonl", counts={"discover": 3})
     with pytest.raises(UsageError, match=r"4 items wanted, the data has 3 left .*1 that cannot be read"):
         chosen(tmp_path, jsonl="all.jsonl", counts={"discover": 4}, max_corrupt=1)

@@ -83,7 +83,7 @@ def test_crops_of_a_photo_are_a_group_and_stay_in_one_split(package, tmp_path):
 
 def test_a_corrupt_photo_is_skipped_or_an_error(package, tmp_path):
     (package / "photos" / "photo_5_1.png").write_bytes(b"not a picture")
-    with pytest.raises(UsageError, match=r"1 of 6 images are corrupt, max_corrupt allows 5%: photo_5_1\.png"):
+    with pytest.raises(UsageError, match=r"1 of 6 pictures cannot be read, .*max_corrupt allows 5%: photo_5_1\.png"):
         run(tmp_path, items={"discover": 10})
     _, metrics = run(tmp_path, data={"max_corrupt": 0.2}, items={"discover": 25})
     assert metrics["skipped"] == 1

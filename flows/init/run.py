@@ -197,8 +197,9 @@ def _write_and_sweep(
         aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {BUDGETS[0]:,} to {BUDGETS[1]:,}"
     each = f"{final.audit['discover']['budget']:,} probes for each explorer"
     print_plain(console, f"search: {each} ({aim}): {final.notes['discover']}")
+    asks = ", and repair its worst modes; feedback: {policy: wait} asks you first" if final.repair else ""
     console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes")
-    console.print(f"      [bold]faded audit {name}[/]   run it")
+    console.print(f"      [bold]faded audit {name}[/]   run it{asks}")
     console.print("      git add --all && git commit   commit what was written", style="dim")
 
 

@@ -194,7 +194,7 @@ def landscape_concerns(bounds: LandscapeGates | None, gates: Sequence[Gate], lan
         if of.attribute not in (bounds.slices if bounds else {})
     }
     lacking = unbounded_landscape(bounds, len(landscape.modes))
-    return [*_unjudged(gates), *lacking, *_kinds_above(kinds, most)]
+    return [*_unjudged(gates), *lacking, *_suspected_above(landscape, bounds), *_kinds_above(kinds, most)]
 
 
 def repair_concerns(bounds: Gates, gates: Sequence[Gate], comparison: Comparison) -> list[str]:
@@ -290,6 +290,15 @@ def _modes_above(comparison: Comparison, bound: float | None) -> list[str]:
     return [f"Still failing above the {bound:.0%} allowed in the target modes: {_few(said)}."] if said else []
 
 
+def _suspected_above(landscape: Landscape, bounds: LandscapeGates | None) -> list[str]:
+    """Name the regions that too few probes confirm, but whose whole interval lies above the bound for modes."""
+    if bounds is None or bounds.max_mode_rate is None:
+        return []
+    above = [one for one in landscape.suspected if one.low is not None and one.low > bounds.max_mode_rate]
+    said = [f"{one.text} {_rate(one.rate, one.low, one.high)}" for one in above]
+    return [f"Suspected to fail above the {bounds.max_mode_rate:.0%} allowed in a mode: {_few(said)}."] if said else []
+
+
 def _kinds_above(kinds: Mapping[str, tuple[float | None, Bounds]], bound: float | None) -> list[str]:
     """Name the kinds of items whose whole interval, simultaneous for all kinds, lies above the bound for all of use."""
     if bound is None:
@@ -309,5 +318,5 @@ def _few(said: Sequence[str]) -> str:
 
 
 def _rate(value: float | None, low: float | None, high: float | None) -> str:
-    """Format a rate with its interval: "80.5% (67.7–89.9%)"; modes and kinds named here have both."""
+    """Format a rate with its interval: "80.5% (67.7–89.9%)"; what is named here has both."""
     return f"{value:.1%} ({100 * (low or 0.0):.1f}–{high:.1%})"

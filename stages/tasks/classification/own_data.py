@@ -364,16 +364,16 @@ def _row(row: Any) -> tuple[dict[str, str], dict[str, Any]]:
         raise ValueError("no JSON")
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, expected an object with image and label")
-    more = details(row, set(_READ) - {"group"})  # a few large groups are also an attribute
+    given, more = list(row), details(row, set(_READ) - {"group"})  # a few large groups are also an attribute
     row = {key: class_name(row[key]) for key in _READ if row.get(key) is not None}
     for key in ("image", "label"):
         if key not in row:
-            raise ValueError(f"it has no {key}")
+            raise ValueError(f"it has no {key}, only {_some(sorted(given))}")
     if odd := [key for key, value in row.items() if not isinstance(value, str)]:
         raise ValueError(f"{odd[0]} is not text")
     path = PurePosixPath(row["image"])
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{row['image']} leads out of the folder of the list")
+        raise ValueError(f"{row['image']} leads out of the folder of the list; expected a path relative to it")
     return cast(dict[str, str], row), more
 
 

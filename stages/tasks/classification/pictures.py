@@ -298,7 +298,8 @@ def tolerate(skipped: Sequence[Mapping[str, str]], total: int, max_corrupt: floa
     if len(skipped) > max_corrupt * total:
         named = first_problems([f"{s['file']} ({s['reason']})" for s in skipped], NAMED)
         raise UsageError(
-            f"prepare.data: {len(skipped)} of {total} images are corrupt, max_corrupt allows {max_corrupt:.0%}: {named}"
+            f"prepare.data: {len(skipped)} of {total} pictures cannot be read, prepare.data.max_corrupt allows"
+            f" {max_corrupt:.0%}: {named}"
         )
 
 

@@ -72,7 +72,9 @@ def look_at_pictures(path: Path, given: str) -> LabelledPictures:
     labels, opened = Counter(str(label) for label in pool.labels.tolist()), _opened(pool, given)
     total, unreadable = len(pool.ids), opened.unreadable
     pools = Counter(pool.splits) if pool.splits is not None else {}
-    parts = [f"{total:,} pictures in {len(labels):,} classes", f"most of them {described(None, opened.shape)}"]
+    parts = [f"{total:,} pictures in {len(labels):,} classes", f"{opened.most} of them {described(None, opened.shape)}"]
+    if said := _attributes(pool.details, total):
+        parts.append(f"with {said}")
     if pools:
         parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
     if unreadable:
@@ -103,17 +105,24 @@ def look_at_pictures(path: Path, given: str) -> LabelledPictures:
     )
 
 
+def _attributes(details: Sequence[Mapping[str, Any]], total: int) -> str:
+    """Name what is known of the pictures besides their labels, and of how many if not of all."""
+    known = Counter(name for one in details for name in one)
+    return first_of([name if n == total else f"{name} (of {n:,})" for name, n in known.items()])
+
+
 def _folders(path: Path) -> list[Path]:
     return [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__"))]
 
 
 @dataclass
 class _Opened:
-    """What opening the pictures showed: the commonest shape, unreadable pictures, and traits of the others."""
+    """What opening the pictures showed: the shape of all or most, unreadable pictures, and traits of the others."""
 
     shape: Shape
     unreadable: list[str]
     count: int
+    most: str = "all"
     traits: Counter[str] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)
 
@@ -145,6 +154,7 @@ def _opened(pool: Pool, given: str) -> _Opened:
             f"--data {given}: none of {len(chosen)} pictures can be read, {found.unreadable[0]} among them"
         )
     found.shape = shapes.most_common(1)[0][0]
+    found.most = "all" if len(shapes) == 1 and len(chosen) == total else "most"
     return found
 
 
