@@ -292,7 +292,7 @@ def test_shipped_weights_are_what_their_training_gives(tmp_path):
 @pytest.mark.parametrize(
     ("made", "changes", "message"),
     [
-        ({"corrupt": 100}, {}, r"100 of 960 pictures cannot be read, .*max_corrupt allows 5%: .*255 bytes, expected 256"),
+        ({"corrupt": 100}, {}, r"100 of 960 pictures cannot be read, .* allows 5%: .*255 bytes, expected 256"),
         ({"classes": ["flat", "upright"]}, {}, r"labels \['slanted'\] outside its 2 classes"),
         ({}, {"items": {"discover": 60, "test": 999}}, r"prepare\.items\.test: 999 items wanted, the data have 150"),
     ],

@@ -118,7 +118,7 @@ def test_a_landscape_is_green_only_if_use_and_modes_are_bounded(
 @pytest.mark.parametrize(("low", "light"), [(0.49, "green"), (0.524, "amber")])
 def test_what_is_suspected_to_fail_above_the_bound_of_modes_is_a_concern(low: float, light: str) -> None:
     summary = make_inputs(*FOUR)["summary"] | {"modes": [], "slices": None}
-    summary["suspected"][:1] = [summary["suspected"][0] | {"text": "blur >= 2", "rate": 0.889, "low": low, "high": 0.997}]
+    summary["suspected"][0] |= {"text": "blur >= 2", "rate": 0.889, "low": low, "high": 0.997}
     bounds = LandscapeGates(max_failure_rate=0.5, max_mode_rate=0.5)
     concerns = landscape_concerns(bounds, [PASSED], Landscape.from_json(summary, "a sample"))
     assert light_of([PASSED], concerns) == light

@@ -364,11 +364,12 @@ def _row(row: Any) -> tuple[dict[str, str], dict[str, Any]]:
         raise ValueError("no JSON")
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, expected an object with image and label")
-    given, more = list(row), details(row, set(_READ) - {"group"})  # a few large groups are also an attribute
+    fields = _some(sorted(row))
+    more = details(row, set(_READ) - {"group"})  # a few large groups are also an attribute
     row = {key: class_name(row[key]) for key in _READ if row.get(key) is not None}
     for key in ("image", "label"):
         if key not in row:
-            raise ValueError(f"it has no {key}, only {_some(sorted(given))}")
+            raise ValueError(f"it has no {key}; its fields: {fields}")
     if odd := [key for key, value in row.items() if not isinstance(value, str)]:
         raise ValueError(f"{odd[0]} is not text")
     path = PurePosixPath(row["image"])
