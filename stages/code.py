@@ -115,6 +115,10 @@ class Code:
         others = plugins.distributions_of(modules, self._installed)
         return found | {f"plugin {name}": {"": version} for name, version in others.items()}
 
+    def places(self) -> list[str]:
+        """Return where modules beside params.yaml are, or could be, of which code hashed so far imports some."""
+        return [str(path.resolve()) for path in self._source.places()]
+
     def _targets(self, group: str, names: Iterable[str]) -> list[Name]:
         entries = self._entries[group]
         values = [entries[name].value if name in entries else name for name in names]

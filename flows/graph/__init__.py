@@ -140,10 +140,10 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
             believe_only_bytes(repo, hashes)
             note_linked_folders(repo, root)
             ours = (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
-            name_code(repo, root, ours, looks=looks)
+            modules = name_code(repo, root, ours, looks=looks)
             wanted = _wanted(repo, root, ours)
             lasting = lasting and all_local(wanted)
-            paths = paths_of(wanted) if lasting else []
+            paths = [*paths_of(wanted), *modules] if lasting else []
             mark, _ = mark_of(root, paths)
             graph = _snapshot(repo, root, ours, wanted, looks)
             found = [asdict(stage) for stage in graph]

@@ -36,23 +36,24 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 
-def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
+def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> list[str]:
     """Update code.json of all audits, and their entries in dvc.lock; the caller holds DVC's lock.
 
-    Raises a UsageError if a file cannot be written.
+    Returns where users' own modules are or could be, if an audit uses any, as DVC does not watch them. Raises a
+    UsageError if a file cannot be written.
 
     Args:
         ours: path of the workspace's dvc.yaml in the repository.
         looks: whether to leave dvc.lock unchanged.
     """
     stages = [stage for stage in repo.index.stages if stage.path_in_repo == ours and stage_kind(stage) == STAGE]
-    params, code, named = load_params(root / PARAMS), None, []
+    params, code, named, of_users = load_params(root / PARAMS), code_in(root), [], False
     try:
         for stage in stages:
             audit, path = params.audit(str(stage.name).partition("@")[2]), Path(stage.outs[0].fs_path)
-            if not stage.status() and not is_of_user(audit):
+            of_users |= (of_user := is_of_user(audit))
+            if not of_user and not stage.status():
                 continue
-            code = code or code_in(root)
             text = code.written(audit)
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,7 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
             named[0].dvcfile.dump_stages(named, update_pipeline=False)
     except OSError as error:
         raise UsageError(f"{path} names the code of its audit, and cannot be updated: {error}") from None
+    return code.places() if of_users else []
 
 
 def code_in(root: Path) -> Code:
@@ -150,7 +152,7 @@ def recall(root: Path, *, looks: bool) -> list[dict[str, Any]] | None:
     known = read_state(root / KNOWN, Known)
     if known is None or (known.looks and not looks) or is_at_work(root):
         return None
-    return known.stages if mark_of(root, known.paths)[0] == known.mark and _code_is_named(root) else None
+    return known.stages if mark_of(root, known.paths)[0] == known.mark else None
 
 
 def remember(root: Path, known: Known, asked: int) -> None:
@@ -222,18 +224,3 @@ def _files_of_dvc(dvc: Path) -> Iterator[str]:
         for name in sorted(files):
             if name in ("dvc.yaml", "dvc.lock", ".dvcignore") or name.endswith(".dvc"):
                 yield f"{here}/{name}"
-
-
-def _code_is_named(root: Path) -> bool:
-    """Whether code.json is current for users' tasks and models, whose files are not marked."""
-    audits = {name: audit for name, audit in load_params(root / PARAMS).audits.items() if is_of_user(audit)}
-    if not audits:
-        return True
-    code = code_in(root)
-    try:
-        return all(
-            (root / DATA / name / CODE).read_text(encoding="utf-8") == code.written(audit)
-            for name, audit in audits.items()
-        )
-    except (OSError, UsageError):
-        return False

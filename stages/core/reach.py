@@ -354,6 +354,16 @@ class SourceTree:
             self._modules[name] = self._read(name, file) if file is not None else None
         return self._modules[name]
 
+    def places(self) -> list[Path]:
+        """Return where the top-level modules that were looked for are, or would be beside params.yaml, except ours."""
+        places = []
+        for top, home in self._homes.items():
+            if home is None:
+                places += [self._beside / f"{top}.py", self._beside / top / "__init__.py"]
+            elif top not in (self._package.name, _DOOR):
+                places.append(home)
+        return places
+
     def leads(self, module: Module, part: CodePart) -> tuple[set[Name], set[str]]:
         """Return the definitions that a definition's names refer to, and descriptions of those from libraries."""
         key = module.name, id(part)  # modules with the same source share their parts
@@ -430,10 +440,10 @@ class _Walk:
             self._used_leads.add(dotted)
             for lead in self._leads[dotted]:
                 self._reach(*lead)
-        if {module, dotted} & self._passed_over:
+        if module in self._passed_over or dotted in self._passed_over:
             return
         found = self._source.module(module)
-        is_module = name and (found is None or name not in {**found.parts, **found.imports})
+        is_module = name and (found is None or (name not in found.parts and name not in found.imports))
         if is_module and self._source.module(f"{module}.{name}") is not None:
             self._reach(f"{module}.{name}", "")
         if found is None:
