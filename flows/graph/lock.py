@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from stages.code import read_stages
 from stages.core.environment import WORK
 from stages.core.files import content_hash, unseal, write_state
-from stages.core.git import git
+from stages.core.git import file_at
 
 CACHE = WORK / "bytes.json"
 # A file that changed less than this before it was looked at may change again within the resolution of its timestamps.
@@ -214,10 +214,10 @@ def as_published(audit: str) -> str | None:
     Provenance names the versions of packages, and reports repeat them, so they do not count. None if there are no such
     results, or they were made by other code, with other parameters or from other inputs.
     """
-    committed = git("show", f"HEAD:./{LOCK}")
+    committed = file_at("HEAD", LOCK)
     if committed is None or not LOCK.is_file():
         return None
-    published, here = read_lock(committed.encode()), locked_stages()
+    published, here = read_lock(committed), locked_stages()
     names = [name for kind in read_stages() if (name := f"{kind}@{audit}") in published]
     if not names or any(_made_from(published[name]) != _made_from(here.get(name, {})) for name in names):
         return None
