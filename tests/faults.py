@@ -46,7 +46,7 @@ def stage(kind: str) -> Work:
 def state() -> Work:
     """The state that commands keep under .faded, and its repair."""
     from flows.graph.intact import heal
-    from flows.init.run import RECORDS, Unfinished, unfinished
+    from flows.init.unfinished import RECORDS, Unfinished, unfinished
     from flows.request import Request, read_request
     from flows.results import StageResult, read_took, record_timings
     from stages.core.files import probe_seconds, publishing, record_probe_seconds, write_state

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.graph.intact import _heal_rwlock, _Locks
-from flows.init.run import Unfinished
+from flows.init.unfinished import Unfinished
 from flows.recur.schedule import read_entries
 from flows.results import Took
 from stages.code import RECORD, read_record

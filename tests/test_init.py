@@ -20,7 +20,8 @@ from rich.text import Text
 import flows.init.run
 from flows.init.answers import ask_questions
 from flows.init.propose import Wanted, search_budget
-from flows.init.run import Options, init_audit, unmeasured
+from flows.init.run import Options, init_audit
+from flows.init.unfinished import unmeasured
 from flows.workspace.new import AuditDraft, with_draft
 from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError

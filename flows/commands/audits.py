@@ -88,7 +88,7 @@ def status(
 ) -> None:
     """Show the current verdict of every audit, its failure rate and date, and what to do next."""
     from flows.graph import read_graph
-    from flows.init.run import unmeasured
+    from flows.init.unfinished import unmeasured
     from flows.people.approval import expire
     from flows.results.glance import read_status, states_of
     from flows.views import show_status

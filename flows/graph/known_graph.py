@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.graph.lock import SETTLED_NS, below, files_below, signature_of
 from flows.workspace.pipeline import PARAMS, dvc_root, is_own
-from stages.code import CODE, PACKAGE, STAGE, Code, model_function
+from stages.code import PACKAGE, STAGE, Code, model_function
 from stages.core.environment import DATA, WORK
 from stages.core.errors import UsageError
 from stages.core.files import read_state, write_state

@@ -6,10 +6,9 @@ same command resumes from there, and other answers replace what was written.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,61 +17,18 @@ from flows.choosing.screen import show_sweep, sweep_concepts
 from flows.init.answers import Questions, ask_questions
 from flows.init.files import place, refuse_taken
 from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propose_audit, refuse_idle_numbers, tried
+from flows.init.unfinished import RECORDS, Unfinished, unfinished, written_blocks
 from flows.results.estimate import duration, supports_no_claim
 from flows.terminal import new_table, print_plain
 from flows.workspace import enter_workspace, exclusive, has_audits
 from flows.workspace.new import AuditDraft, add_folders, check_folder, with_draft, write_workspace
-from stages.core.environment import WORK
 from stages.core.errors import UsageError
-from stages.core.files import read_state, replace_file, write_state
+from stages.core.files import replace_file, write_state
 from stages.core.git import git_root
 from stages.params import load_params, parse_yaml, read_bytes
 from stages.tasks.init import Answer, Trial
 from stages.tasks.load import task_context
 
-Blocks = tuple[Any, Any]  # an audit's block and that of its repair, as params.yaml has them; None for none
-
-
-def written_blocks(params: str, name: str) -> Blocks:
-    """The blocks of an audit in the text of params.yaml."""
-    raw = parse_yaml(params.encode(), "params.yaml")
-    keys = (raw.get(key) if isinstance(raw, dict) else None for key in ("audits", "repairs"))
-    audit, repair = (of.get(name) if isinstance(of, dict) else None for of in keys)
-    return audit, repair
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """An audit that was written but is not measured yet.
-
-    Args:
-        written: the blocks that params.yaml may have of it: one of these, as a kill may have come before or after the
-            last change; none if it was refused and removed again.
-    """
-
-    name: str
-    answers: dict[str, str | bool] = field(default_factory=dict)
-    written: tuple[Blocks, ...] = ()
-    budget: int | None = None
-    probes: int | None = None
-
-
-def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
-    """Unfinished audits that are still in the text of params.yaml, or were refused, the last one first."""
-    written = (workspace / RECORDS).glob("*.json")
-    for path in sorted(written, key=lambda path: path.stat().st_mtime, reverse=True):
-        one = read_state(path, Unfinished)
-        if one is not None and (not one.written or written_blocks(params, one.name) in one.written):
-            yield one
-
-
-def unmeasured(workspace: Path) -> list[str]:
-    """Names of audits in params.yaml as an unfinished `init` wrote them."""
-    text = (workspace / "params.yaml").read_text(encoding="utf-8")
-    return [one.name for one in unfinished(workspace, text) if one.written]
-
-
-RECORDS = WORK / "init"  # the unfinished audits, by name
 PARAMS = Path("params.yaml")
 _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
 
