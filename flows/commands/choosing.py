@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,19 +10,16 @@ from flows.commands import All, Audit, Audits, Preset, app, console, errors, ope
 from stages.core.errors import stop_code
 
 
+def _at_most(default: str, least: int | None = None) -> Any:
+    """The option for a maximum number of probes."""
+    told = "Maximum number of unique probes."
+    return typer.Option("--probes", min=least, metavar="N", help=told, show_default=default)
+
+
 @app.command(epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000[/]")
 def screen(
     audit: Audit = None,
-    probes: Annotated[
-        int | None,
-        typer.Option(
-            "--probes",
-            min=20,
-            metavar="N",
-            help="Maximum number of unique probes.",
-            show_default="as many as take a minute, 500 to 4000",
-        ),
-    ] = None,
+    probes: Annotated[int | None, _at_most("as many as take a minute, 500 to 4000", 20)] = None,
 ) -> None:
     """Probe each concept of an audit alone: how often the model fails at each level, for whom, and what has no effect.
 
@@ -77,10 +74,7 @@ def usage(
 @app.command(epilog="Examples:  [cyan]faded mine questions[/]   [cyan]faded mine questions --probes 2000[/]")
 def mine(
     audit: Audit = None,
-    probes: Annotated[
-        int | None,
-        typer.Option("--probes", metavar="N", help="Maximum number of unique probes.", show_default="1000"),
-    ] = None,
+    probes: Annotated[int | None, _at_most("1000")] = None,
 ) -> None:
     """Find words, text attributes and small combinations of them at which a model fails, and which no concept covers.
 
@@ -96,16 +90,7 @@ def mine(
 @app.command(epilog="Examples:  [cyan]faded propose mnist[/]   [cyan]faded propose mnist --probes 800 --write[/]")
 def propose(
     audit: Audit = None,
-    probes: Annotated[
-        int | None,
-        typer.Option(
-            "--probes",
-            min=20,
-            metavar="N",
-            help="Maximum number of unique probes.",
-            show_default="400, or more for many levels",
-        ),
-    ] = None,
+    probes: Annotated[int | None, _at_most("400, or more for many levels", 20)] = None,
     write: Annotated[bool, typer.Option("--write", help="Write what enters to params.yaml.")] = False,
 ) -> None:
     """Ask a language model, `proposer:` in params.yaml, for concepts that the audit lacks, and screen what it says.
