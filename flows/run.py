@@ -20,7 +20,7 @@ from flows.places.runners import check_stages, chosen_runner
 from flows.processes import stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import LastVerdict, read_verdict
-from flows.results.estimate import estimate_cost, supports_no_claim
+from flows.results.estimate import estimate_cost, warnings_of
 from flows.run_stage import StageResult, finished
 from flows.terminal import TEXT_ONLY, print_plain
 from flows.views import show_run, show_verdict
@@ -84,6 +84,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
         started = None if all(stage_dir(audit, "prepare").exists() for audit in audits) else start_prefect_api()
         for audit in audits:
             print_plain(console, *settle(params, audit))
+            print_plain(console, *warnings_of(audit, params.audits[audit]), style="yellow")
         graph = read_graph()
         first = {stage.audit: stage.kind for stage in reversed(graph.to_do(audits))}
         waits = [audit for audit in audits if first.get(audit) == GATED]  # the next step is a person's decision
@@ -96,10 +97,6 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
                 check_api_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
             cost = estimate_cost(params, graph, audits)
             console.print(f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}")
-            for audit in active:
-                config = params.audits[audit]
-                if (few := supports_no_claim(config.prepare, config.discover.budget)) is not None:
-                    print_plain(console, f"{audit}: {few}", style="yellow")
             return _run_flow(params, graph, audits, runner, console, started or start_prefect_api())
         for audit in undecided:
             open_request(params, audit)

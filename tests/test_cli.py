@@ -24,13 +24,13 @@ from flows.commands import _Console
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS
 from flows.results.compare import differences, paired_difference, read_run
-from flows.results.estimate import Estimate, estimate_cost, supports_no_claim
+from flows.results.estimate import Estimate, estimate_cost, supports_no_claim, warnings_of
 from flows.terminal import print_plain
 from flows.views.labels import code
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.core.files import record_probe_seconds, seal
-from stages.params import Params
+from stages.params import AuditConfig, Params
 from tests.finished import audit_running, faded, inside
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
@@ -175,7 +175,7 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     for stage, counts in (("discover", "420 14"), ("summarize", "80 3"), ("re_evaluate", "1,040 33")):
         assert {*counts.split()} <= set(rows[f"{stage}@tiny"])
     assert "1,540 unique probes at most" in done.stdout
-    assert "time unknown until prepare has run, 9 stage(s) never ran here" in done.stdout and "free" in done.stdout
+    assert "time unknown until prepare has run" in done.stdout and "free" in done.stdout
     few = "tiny: 20 discover items and 20 test items support no claim about others: 20% of 20 has a 95% interval from"
     assert f"{few} 8% to 42%; 30 or more are expected" in done.stdout
     assert supports_no_claim({}, 30) is None and "3 probes support" in (supports_no_claim({}, 3) or "")
@@ -189,13 +189,27 @@ def estimated(*kinds: str, **repair: Any) -> Estimate:
     return estimate_cost(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
 
 
+def test_files_that_an_own_function_names_outside_inputs_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/tiny/inputs").mkdir(parents=True)
+    for name in ("model.joblib", "data/tiny/inputs/in.joblib"):
+        (tmp_path / name).touch()
+    (tmp_path / "scoring.py").write_text("FILES = 'model.joblib', 'data/tiny/inputs/in.joblib', 'absent.joblib', ''")
+    model = {"function": "scoring:predict", "classes": ["a", "b"]}
+    audit = AuditConfig.model_validate(audit_params() | {"prepare": {"model": model}})
+    [line] = warnings_of("tiny", audit)
+    assert line.startswith("tiny: scoring.py names model.joblib: ") and line.endswith("moved to data/tiny/inputs")
+    (tmp_path / "scoring.py").write_text("not Python")
+    assert warnings_of("tiny", audit) == []
+
+
 def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flows.results.abilities._asked", lambda *_: None)
     for module in ("estimate", "abilities"):
         monkeypatch.setattr(f"flows.results.{module}.task_class", lambda *_: PlantedTask)
     searching = ("discover", "re_evaluate")
-    assert estimated(*searching).time == "time unknown, 2 stage(s) never ran here"
+    assert estimated(*searching).time == "time unknown"
     record_probe_seconds("tiny", 0.3)
     found = {e.stage.kind: (e.probes, e.seconds, e.source) for e in estimated(*searching, "summarize", "report").stages}
     for kind, probes in (("discover", 420), ("re_evaluate", 1040), ("summarize", 80)):
@@ -208,20 +222,20 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     # Three trainings of two doses, the whole one half-way too: half as many pairs of two parts, and the model before.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 2 * 50 * (1 + 3 * 3)]
-    said = "about 7 min 18 s (the answers of the model alone, as timed by prepare)"
+    said = "at least 7 min 18 s (the answers of the model alone, as timed by prepare)"
     told = estimated(*searching, "restructure").time
-    assert told.startswith(f"{said}; 1 stage(s) never ran here, including the repair's training")
+    assert told.startswith(f"{said}; unknown for 1 more stage(s), including the repair's training")
 
     # With prepare stale, it was another model. The stage's own last run here counts more, the benchmarks least.
-    assert estimated("prepare", *searching).time == "time unknown until prepare has run, 3 stage(s) never ran here"
+    assert estimated("prepare", *searching).time == "time unknown until prepare has run"
     for folder, seconds in ((".faded", 50), ("benchmarks", 70)):
         (tmp_path / folder).mkdir(exist_ok=True)
         took = json.dumps({"discover@tiny": {"seconds": seconds}}).encode()
         (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, took) if folder == ".faded" else took)
-    said = "about 6 min 2 s (from the last run here, the answers of the model alone, as timed by prepare)"
+    said = "at least 6 min 2 s (from the last run here, the answers of the model alone, as timed by prepare)"
     assert estimated(*searching).time == said
     (tmp_path / ".faded/timings.json").unlink()
-    said = "about 1 min 10 s (as measured on 2 cores); 2 stage(s) never ran here"
+    said = "about 1 min 10 s (as measured on 2 cores); unknown for 2 more stage(s)"
     assert estimated("prepare", *searching).time == said
 
 

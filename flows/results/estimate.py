@@ -1,5 +1,7 @@
 """Estimates of what a run would cost: probes, model calls, time and disk."""
 
+import ast
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +16,10 @@ from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import Took, read_reference, read_took, record_timings
 from flows.results.abilities import abilities_of
-from stages.core.files import probe_seconds
+from stages.code import model_function
+from stages.core.files import probe_seconds, stage_dir
 from stages.core.intervals import wilson
-from stages.params import Params
+from stages.params import AuditConfig, Params
 from stages.records import audit_folder
 from stages.tasks.load import task_class, task_context
 
@@ -88,14 +91,15 @@ class Estimate:
             return "nothing to run"
         if not known:
             before = " until prepare has run" if any(e.stage.kind == "prepare" for e in self.stages) else ""
-            return f"time unknown{before}, {len(self.stages)} stage(s) never ran here{shares}"
+            return f"time unknown{before}{shares}"
         unknown = len(self.stages) - len(known)
         sources = {e.source for e in known}
         source = ", ".join(said for name, said in SAID.items() if name in sources)
-        more = f"; {unknown} stage(s) never ran here" if unknown else ""
+        about = "at least" if "probes" in sources else "about"
+        more = f"; unknown for {unknown} more stage(s)" if unknown else ""
         if any(e.stage.kind == "restructure" and e.seconds is None for e in self.stages):
             more += ", including the repair's training, which may take longer than everything else"
-        return f"about {duration(sum(e.seconds or 0 for e in known))} ({source}){more}{shares}"
+        return f"{about} {duration(sum(e.seconds or 0 for e in known))} ({source}){more}{shares}"
 
 
 def duration(seconds: float) -> str:
@@ -152,6 +156,30 @@ def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float 
     starts = [took.seconds for name, took in timings.items() if name.startswith(f"{_START}@")]
     start = min([last.seconds, *starts]) if starts else 0.0
     return start + (last.seconds - start) * work / last.work
+
+
+def warnings_of(name: str, audit: AuditConfig) -> list[str]:
+    """What is doubtful about an audit, by its parameters and the code that they name."""
+    told = _unwatched_files(name, audit), supports_no_claim(audit.prepare, audit.discover.budget)
+    return [f"{name}: {line}" for line in told if line is not None]
+
+
+def _unwatched_files(name: str, audit: AuditConfig) -> str | None:
+    """Say which files a user's function or task names by a path although their change makes nothing stale."""
+    module = Path(*(model_function(audit) or audit.task).partition(":")[0].split(".")).with_suffix(".py")
+    try:
+        nodes = list(ast.walk(ast.parse(module.read_bytes())))
+    except (OSError, SyntaxError, ValueError):  # none of a user's, or whatever imports it reports the error
+        return None
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    files = sorted(text for text in texts if os.path.isfile(module.parent / text))  # noqa: PTH113 a text may be too long
+    watched = stage_dir(name, "inputs").as_posix()
+    if not (found := [file for file in files if not Path(file).as_posix().startswith(watched)]):
+        return None
+    return (
+        f"{module} names {', '.join(found)}: its results stay as they are when that changes, unless it is moved to"
+        f" {watched}"
+    )
 
 
 def supports_no_claim(prepare: Mapping[str, object], budget: int | None = None) -> str | None:
@@ -284,8 +312,7 @@ def plan_run(params: Params, graph: Graph, audits: Sequence[str], *, here: bool)
         lines = [backend_line(params, graph, name, here=here), requests_line(params, graph, name)]
         lines += [processes_line(params, graph, name)] if here else []
         notes += [Note(line) for line in lines if line is not None]
-        if (few := supports_no_claim(params.audits[name].prepare, params.audits[name].discover.budget)) is not None:
-            notes.append(Note(f"{name}: {few}", warning=True))
+        notes += [Note(line, warning=True) for line in warnings_of(name, params.audits[name])]
         if graph.to_do([name]):
             notes += map(Note, what_can_be_shown(params, name))
         notes += map(Note, what_gates_leave_open(params, name))
