@@ -48,7 +48,7 @@ def screen_audit(params: Params, name: str, probes: int | None, console: Console
     with exclusive():
         found, _ = sweep_concepts(params, name, probes, console)
     show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
-    console.print(f"{found.probes:,} unique probes spent, on {found.items:,} items")
+    console.print(f"{found.probes:,} unique probes spent")
 
 
 def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> tuple[Sweep, float]:
@@ -122,7 +122,7 @@ def said_of_probe(seconds: float) -> str:
 
 def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
     """Print the failures with each concept alone, and write the table as a page."""
-    title = f"Failures of {name} with one concept changed; {found.clean.value:.0%} of unchanged items fail"
+    title = f"Failures of {name} with one concept changed, on {found.said}"
     shown = new_table("concept", "level: failures", "change of the discrepancy", "fails clearly more", title=title)
     for concept in found.concepts:
         levels = [(escape(concept.labels[i]), concept.rates[i]) for i in concept.others]

@@ -208,8 +208,8 @@ def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | No
     spend = budget or min(search_budget(seconds), all_pairs(audit))
     head = (
         "The unchanged level first, the last one the end of what people accept. Each concept was probed alone,"
-        f" {seen.probes:,} probes on {seen.items:,} items; {seen.clean.value:.0%} of unchanged items fail. How often"
-        " changes occur in use is assumed: none in 30% of inputs, one in 40%, two in 20%, three in 10%, levels alike."
+        f" {seen.probes:,} probes on {seen.said}. How often changes occur in use is"
+        " assumed: none in 30% of inputs, one in 40%, two in 20%, three in 10%, levels alike."
         " Under `usage:` it can be stated or measured, see docs/usage.md."
     )
     notes = {
