@@ -29,6 +29,7 @@ from stages.core.intervals import wilson
 from stages.params import load_params
 from stages.screening.sweep import Sweep, Worst
 from stages.tasks.classification.init.trial import Order
+from stages.tasks.init import one_of
 from tests.finished import faded, run_stages
 from tests.news import articles
 from tests.own_model import SIDE, WEIGHTS, init, options, questions, swept
@@ -191,6 +192,11 @@ def checked(monkeypatch) -> None:
         raise InfrastructureError("checked")
 
     monkeypatch.setattr(flows.init.run, "sweep_concepts", measure)
+
+
+def test_a_table_whose_columns_another_mark_separates_is_told_by_it():
+    with pytest.raises(UsageError, match="found age;churn; a CSV has commas between its columns, not ';'"):
+        one_of("target", ["age;churn"])("churn")
 
 
 def test_an_audit_of_a_summarizer_is_accepted_and_an_option_names_its_column(repository, checked):

@@ -137,6 +137,7 @@ def test_probabilities_need_names_of_their_classes_in_their_order(beside: Path) 
         ("bad_column", "return rows['incme'] > 3", r"was given 200 rows with age \(int64\), .* KeyError: 'incme'"),
         ("bad_nan", "return np.where(rows['age'] > 30, np.nan, 0.5)[:, None] * np.ones(2)", "no valid answer to"),
         ("bad_sum", "return np.full((len(rows), 2), 0.9)", "expected probabilities from 0 to 1 that add up to 1"),
+        ("bad_label", "return np.full(len(rows), 'no')", r"expected one of .*; found 'no' for a row with age \d+, "),
     ],
 )
 def test_wrong_answers_to_unchanged_rows_are_told_at_once(beside: Path, name: str, code: str, said: str) -> None:

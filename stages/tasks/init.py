@@ -298,9 +298,11 @@ def one_of(option: str, names: Sequence[str], what: str = "column") -> Check:
 
     def check(answer: str) -> None:
         if answer not in names:
+            mark = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+            advice = f"; a CSV has commas between its columns, not {mark!r}" if mark is not None else ""
             raise UsageError(
                 f"--{option} {answer}: the data have no such {what}{did_you_mean(answer, names)};"
-                f" found {', '.join(names) or 'none'}"
+                f" found {', '.join(names) or 'none'}{advice}"
             )
 
     return check

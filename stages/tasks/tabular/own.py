@@ -225,8 +225,8 @@ class OwnModel:
             wanted = "probabilities from 0 to 1 that add up to 1" if self.shares else f"one of {_few(self.own_classes)}"
             raise UsageError(
                 f"prepare.model: {self.name} has no valid answer to {len(wrong):,} of {len(rows):,} unchanged rows,"
-                f" expected {wanted}; found {_few(np.atleast_1d(answers[wrong[0]]).tolist())} for\n"
-                f"{rows.iloc[wrong[0]].to_string()}"
+                f" expected {wanted}; found {_few(np.atleast_1d(answers[wrong[0]]).tolist())!r} for a row with"
+                f" {_few([f'{column} {value}' for column, value in rows.iloc[wrong[0]].items()])}"
             )
         self.require_same(rows, shares[:_KNOWN])
         return shares
@@ -269,7 +269,7 @@ class OwnModel:
             raise UsageError(
                 f"prepare.model: {self.name} was given {n:,} rows and answered with shape {answers.shape} of"
                 f" {answers.dtype}, expected labels ({n},) or probabilities ({n}, {k}), one for each of the classes"
-                f" {_few(self.own_classes)}; classes: [...] names others"
+                f" {_few(self.own_classes)}; if it has other classes, name them in prepare.model.classes"
             )
         if not self.ordered:
             raise UsageError(
