@@ -175,7 +175,7 @@ def landscape_page(
         tiles=_landscape_tiles(landscape, about),
         usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), how_sure(landscape, verdict)))),
         over_grid=landscape.usage is None,
-        heading="What fails",
+        heading="What fails, most failures first",
         modes=cards,
         left=len(modes) - len(cards),
         steps=_landscape_steps(landscape, verdict, about),

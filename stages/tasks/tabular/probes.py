@@ -227,6 +227,8 @@ class RowProbes(Task):
 
 
 def _shown(value: Any) -> str:
+    if pd.isna(value):
+        return "missing"
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
