@@ -117,7 +117,7 @@ class Code:
 
     def places(self) -> list[str]:
         """Return where modules beside params.yaml are, or could be, of which code hashed so far imports some."""
-        return [str(path.resolve()) for path in self._source.places()]
+        return [str(path.absolute()) for path in self._source.places()]  # as named: a link may lead elsewhere later
 
     def _targets(self, group: str, names: Iterable[str]) -> list[Name]:
         entries = self._entries[group]

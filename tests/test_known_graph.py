@@ -76,9 +76,19 @@ def _same_size_and_time(root: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def _linked(root: Path, name: str) -> None:
+    """Make the task's module a link to a file elsewhere."""
+    module, target = root / "planted.py", root.with_name(f"{name}.py")
+    target.write_text(f"{module.read_text()}# {name}\n")
+    module.unlink()
+    module.symlink_to(target)
+
+
 CHANGES = [
     *(_edit(name, "\n") for name in ("params.yaml", "dvc.lock")),
     _edit("planted.py", "X = 1\n"),
+    lambda root: _linked(root, "first"),
+    lambda root: _linked(root, "second"),
     lambda root: (root / "numpy.py").write_text("shadows the library's"),
     lambda root: (root / "data/tiny/inputs/new").write_text("1"),
     _same_size_and_time,
@@ -93,7 +103,7 @@ def test_whatever_changes_dvc_is_asked(ran, tmp_path, monkeypatch):
     monkeypatch.chdir(copy.path)
     monkeypatch.setattr(flows.graph.known_graph, "SETTLED_NS", -(10**18))
     for change in CHANGES:  # one after the other
-        for _ in range(1 + (change in CHANGES[3:6])):  # records code that is new
+        for _ in range(1 + (change in CHANGES[3:8])):  # records code that is new
             read_graph()
         assert recall(Path(), looks=False) is not None
         change(copy.path)

@@ -165,7 +165,7 @@ def warnings_of(name: str, audit: AuditConfig) -> list[str]:
 
 
 def _unwatched_files(name: str, audit: AuditConfig) -> str | None:
-    """Say which files a user's function or task names by a path although their change makes nothing stale."""
+    """Say which files the module of a user's function or task mentions although changes to them make nothing stale."""
     module = Path(*(model_function(audit) or audit.task).partition(":")[0].split(".")).with_suffix(".py")
     try:
         nodes = list(ast.walk(ast.parse(module.read_bytes())))
@@ -173,12 +173,13 @@ def _unwatched_files(name: str, audit: AuditConfig) -> str | None:
         return None
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     files = sorted(text for text in texts if os.path.isfile(module.parent / text))  # noqa: PTH113 a text may be too long
-    watched = stage_dir(name, "inputs").as_posix()
-    if not (found := [file for file in files if not Path(file).as_posix().startswith(watched)]):
+    watched = stage_dir(name, "inputs")
+    found = [file for file in files if not Path(module.parent, file).absolute().is_relative_to(watched.absolute())]
+    if not found:
         return None
     return (
-        f"{module} names {', '.join(found)}: its results stay as they are when that changes, unless it is moved to"
-        f" {watched}"
+        f"{module} mentions files outside {watched} ({', '.join(found)}): changes to them make no result stale, so move"
+        " there what the model reads"
     )
 
 

@@ -193,7 +193,7 @@ def anchor(word: str) -> str:
 _COUNTS = ("nothing", "one thing", *("two", "three", "four", "five", "six", "seven", "eight", "nine"))
 _FEW = 3  # levels of a concept without an order that are named
 _SLICES = "slices."  # prefix of a gate on an attribute
-_NAMES = {"max_mode_rate": "failure rate in the mode of the highest upper limit"}
+_NAMES = {"max_mode_rate": "failure rate of the mode with the highest upper limit"}
 
 
 class GateView(NamedTuple):

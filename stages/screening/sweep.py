@@ -247,7 +247,7 @@ class Sweep:
     Args:
         probes: unique probes spent.
         clean: failure rate of unchanged items.
-        strata: attribute of which every value has as many items, as far as there are; None for items as they come.
+        strata: attribute whose values have equally many items, as far as there are; None if items have no attributes.
     """
 
     probes: int
@@ -259,7 +259,7 @@ class Sweep:
     @property
     def said(self) -> str:
         """Which items were probed, and how many of them fail unchanged: every rate is that of such a mixture."""
-        drawn = f", as many of each {self.strata}" if self.strata is not None else ""
+        drawn = f", equally many of each {self.strata}" if self.strata is not None else ""
         return f"{self.items:,} items{drawn}; {self.clean.value:.0%} of them fail unchanged"
 
     @property
@@ -306,7 +306,7 @@ def sweep(
     n = min(len(probes.item_ids), budget // (1 + len(columns)))
     attributes = known_attributes(probes.task, probes.item_ids)
     strata = LABEL if LABEL in attributes else next(iter(attributes), None)
-    order, turns = _stratified(None if strata is None else attributes[strata], len(attributes), n, seed)
+    order, turns = _stratified(attributes, strata, n, seed)
     base = np.array([axis.base for axis in axes])
     unchanged = probes.ask(levels, order, np.tile(base, (n, 1)), "unchanged")
     clean = unchanged["failed"].to_numpy(dtype=bool)
@@ -361,15 +361,15 @@ def _change(values: np.ndarray, tests: int) -> Rate:
     return Rate(mean, float(interval.low), float(interval.high), n)
 
 
-def _stratified(strata: pd.Series | None, items: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose n of some items, as many of each stratum as of the others, numbered so that each is dealt all levels.
+def _stratified(attributes: pd.DataFrame, by: str | None, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose n items, equally many of each value of an attribute, and number them so that each is dealt all levels.
 
     Returns:
         The items (n,), and the turns (n,) in which levels are dealt.
     """
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(items)
-    groups = np.zeros(items, dtype=int) if strata is None else pd.factorize(strata)[0][shuffled]
+    shuffled = rng.permutation(len(attributes))
+    groups = np.zeros(len(shuffled), dtype=int) if by is None else pd.factorize(attributes[by])[0][shuffled]
     rank = pd.Series(groups).groupby(groups).cumcount().to_numpy()
     chosen = np.argsort(rank, kind="stable")[:n]
     return shuffled[chosen], rank[chosen] + groups[chosen]
