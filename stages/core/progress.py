@@ -17,7 +17,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[int, str], None
     """Show the progress of a loop; yields a function to call with `(completed, note)` as often as convenient.
 
     Under the flow a stage writes to a pipe, where a bar would show only when its buffer is full. There, a line is
-    printed every 10%, at most every two seconds; the last line is always printed.
+    printed every 10%, at most every two seconds, and one at the end of a loop that had any.
 
     Args:
         total: value of `completed` at the end.
@@ -44,7 +44,7 @@ def _lines(description: str, total: int) -> Callable[[int, str], None]:
     def tell(completed: int, note: str) -> None:
         nonlocal told, last
         step = _STEPS if completed >= total else _STEPS * completed // total
-        if step > told and (step == _STEPS or time.monotonic() - last >= _INTERVAL):
+        if step > told and ((told and step == _STEPS) or time.monotonic() - last >= _INTERVAL):
             told, last = step, time.monotonic()
             print(f"{description}: {completed:,} of {total:,}" + (f", {note}" if note else ""), flush=True)
 

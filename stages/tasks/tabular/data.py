@@ -119,7 +119,10 @@ class _File(_Rows):
         for column in self.protected:
             _require_groups(rows, column)
         if not len(rows) or all(column_kind(rows[column]) != "measurement" for column in rows):
-            raise UsageError(f"{where}: {name} has no rows with a label and a number")
+            raise UsageError(
+                f"{where}: {name} has no rows with a label and a number, found the columns {', '.join(rows)};"
+                " a classifier of texts is audited from Python, see docs/python.md"
+            )
         return Table(rows, np.array([spelled(label) for label in frame[self.target]]), skipped, self.protected)
 
     def origin(self, inputs: Path) -> str:
