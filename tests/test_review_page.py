@@ -166,7 +166,7 @@ def test_a_form_with_odd_fields_says_so_and_keeps_the_rest(ada):
         ({"reviewer": "  "}, "A decision needs the reviewer&#39;s name, found none."),
         ({"reviewer": "a" * 201}, "name has 201 characters"),
         ({"decision": "maybe"}, "Neither approve nor reject was chosen."),
-        ({"action.M2": "delete"}, "odes.M2.action: Input should be &#39;repair&#39;, &#39;accept&#39; or &#39;ignore"),
+        ({"action.M2": "delete"}, "odes.1.action: Input should be &#39;repair&#39;, &#39;accept&#39; or &#39;ignore"),
         ({"rating.M1.1": "11"}, "xamples.0.rating: Input should be a valid integer, found &#39;11&#39;"),
         ({"bias.M1.1": "-1"}, "xamples.0.bias"),
     ):

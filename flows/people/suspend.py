@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, create_model
 
 from flows.people.approval import expire
 from flows.people.artifacts import artifact, modes_of
-from flows.people.draft import DecisionDraft, ModeDraft
+from flows.people.draft import Fields, decision_of
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import close_request, how_to_decide, open_request, read_modes
@@ -46,15 +46,13 @@ class DecisionForm(RunInput):
     reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
     reason: str = Field("", description="Why, in a sentence.")
 
-    def draft(self, modes: Sequence[ModeRecord]) -> DecisionDraft:
-        chosen = {}
+    def fields(self, modes: Sequence[ModeRecord]) -> Fields:
+        fields = {"reviewer": self.reviewer, "reason": self.reason, "decision": self.decision}
         for mode in modes:
-            action: Choice = getattr(self, mode.id, "undecided")
-            reason = getattr(self, why_field(mode.id), "")
-            chosen[mode.id] = ModeDraft(action=None if action == "undecided" else action, reason=reason)
-        return DecisionDraft(
-            reviewer=self.reviewer, approve=self.decision == "approve", reason=self.reason, modes=chosen
-        )
+            if (action := getattr(self, mode.id, "undecided")) != "undecided":
+                fields[f"action.{mode.id}"] = action
+            fields[f"reason.{mode.id}"] = getattr(self, why_field(mode.id), "")
+        return fields
 
 
 def wait_for_decision(params: Params, audit: str) -> None:
@@ -155,7 +153,7 @@ def _record(params: Params, audit: str, answer: DecisionForm, now: Standing) -> 
     """Record the form's answer; return why it was refused, if it was."""
     try:
         modes = read_modes(audit)
-        decision = answer.draft(modes).decision(now.landscape, modes)
+        decision = decision_of(answer.fields(modes), now.landscape, modes)
         # The form returns the same answer each time the flow starts, also if it was recorded before a resume or kill.
         for earlier in now.decisions:
             same = earlier.approve == decision.approve and actions(earlier.modes) == actions(decision.modes)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from flows.people.approval import decide, expire, sentence
-from flows.people.draft import DraftError, Fields, draft_of, read_fields, typed
+from flows.people.draft import DraftError, Fields, decision_of, read_fields, typed
 from flows.people.review.links import REPORTS, Served, page_path, report_path
 from flows.people.review.view import TEMPLATES, draft_key, own_link, report_policy, review_templates, review_view
 from flows.processes import aside
@@ -187,8 +187,7 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
             typed=typed(fields),
         )
     try:
-        modes = read_modes(audit)
-        decision = draft_of(_in_whose_name(params, audit, session, fields), modes).decision(landscape, modes)
+        decision = decision_of(_in_whose_name(params, audit, session, fields), landscape, read_modes(audit))
         seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
         outcome = decide(params, audit, decision, "page", revise=revise, seen=seen)
     except DraftError as error:
