@@ -49,6 +49,8 @@ class Entry:
         audit: name under audits: in params.yaml.
         cron: when it starts, None if it has no cron schedule.
         active: whether that schedule is on.
+        pull_steps: as `prefect deploy` sends them to a server.
+        parameters: allowed parameters of a run: its own, or those of one of its schedules.
     """
 
     name: str
@@ -57,6 +59,10 @@ class Entry:
     cron: str | None
     timezone: str
     active: bool
+    entrypoint: str
+    job_variables: dict[str, Any]
+    pull_steps: list[Any]
+    parameters: list[dict[str, Any]]
 
     def next_start(self) -> datetime | None:
         """When the server will start it next, computed by Prefect's own code; None if it is off."""
@@ -68,54 +74,13 @@ class Entry:
         return dates[0].astimezone() if dates else None
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How the runs of a deployment are started, according to prefect.yaml.
-
-    Args:
-        pull_steps: pull steps, as `prefect deploy` sends them to a server.
-        parameters: allowed parameters of a run: the deployment's, or those of one of its schedules.
-    """
-
-    entrypoint: str
-    job_variables: dict[str, Any]
-    pull_steps: list[Any]
-    parameters: list[dict[str, Any]]
-
-
-def read_launches() -> dict[str, Launch]:
-    """How the audits of prefect.yaml are started, by deployment name.
-
-    Raises a UsageError if Prefect cannot read the file.
-    """
-    from ruamel.yaml import YAML
-
-    _read()  # reports what is wrong with it
-    document = YAML(typ="safe").load(FILE) if FILE.exists() else {"deployments": []}
-    return {
-        str(data["name"]): _launch(document, data) for data in document["deployments"] if _audit_of(data) is not None
-    }
-
-
-def _launch(document: Any, data: Any) -> Launch:
-    here = {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}
-    pull = data.get("pull", document.get("pull"))
-    own = data.get("parameters") or {}
-    scheduled = [schedule.get("parameters") or {} for schedule in data.get("schedules") or []]
-    return Launch(
-        entrypoint=str(data.get("entrypoint")),
-        job_variables=(data.get("work_pool") or {}).get("job_variables") or {},
-        pull_steps=[here] if pull is None else pull,
-        parameters=[own, *({**own, **more} for more in scheduled)],
-    )
-
-
 def read_entries() -> list[Entry]:
     """The deployments of prefect.yaml that run audits, in its order; none if there is no such file.
 
     Raises a UsageError if Prefect cannot read the file, or its entries use different work pools.
     """
-    entries = [_entry(data, audit) for data in _read()["deployments"] if (audit := _audit_of(data)) is not None]
+    document = _read()
+    entries = [_entry(document, data) for data in document["deployments"] if _audit_of(data) is not None]
     if len(pools := sorted({entry.pool for entry in entries})) > 1:
         raise UsageError(f"{FILE}: a workspace has one work pool, found {', '.join(pools)}")
     return entries
@@ -211,17 +176,12 @@ def _check(cron: str, timezone: str, where: str) -> None:
         ) from None
 
 
-def _text() -> str:
-    if not FILE.exists():
-        return _NEW
-    parse_yaml(data := read_bytes(FILE), str(FILE))  # it has limits: ruamel takes years for what is nested oddly
-    return data.decode()
+def _bytes() -> bytes:
+    return read_bytes(FILE) if FILE.exists() else _NEW.encode()
 
 
 def _read() -> Any:
-    from flows.workspace.edit_params import round_trip
-
-    document = round_trip().load(_text())
+    document = parse_yaml(_bytes(), str(FILE))  # which has limits: ruamel takes years for what is nested oddly
     listed = document.get("deployments") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(data, dict) and data.get("name") for data in listed):
         raise UsageError(f"{FILE}: expected `deployments:` with a list of named deployments, found {listed!r:.80}")
@@ -240,6 +200,7 @@ def _check_shape(data: Any) -> None:
         ("schedules", schedules, list, "a list"),
         *(("schedules", one, dict, 'mappings like {cron: "0 3 * * 1", timezone: UTC}') for one in listed),
         *(("active", one.get("active"), bool, "true or false") for one in listed if isinstance(one, dict)),
+        *(("parameters", one.get("parameters"), dict, "a mapping") for one in listed if isinstance(one, dict)),
     ):
         if found is not None and not isinstance(found, fits):
             raise UsageError(f"{FILE}, deployment {data['name']!r}, {key}: expected {expected}, found {found!r:.80}")
@@ -249,7 +210,7 @@ def _edit(change: Callable[[Any], object]) -> None:
     from flows.workspace.edit_params import LayoutError, edited
 
     try:
-        after = edited(_text(), change, lambda line: line.replace(f"{_MARK}: ", "<<: *"))
+        after = edited(_bytes().decode(), change, lambda line: line.replace(f"{_MARK}: ", "<<: *"))
     except LayoutError as error:
         raise UsageError(f"{FILE} cannot be changed without touching its layout: {error}") from None
     replace_file(FILE, after)
@@ -266,18 +227,26 @@ def _schedule(data: Any) -> Any:
     return next((s for s in listed if s.get("slug") == _SLUG), listed[0] if len(listed) == 1 else None)
 
 
-def _entry(data: Any, audit: str) -> Entry:
-    schedule = _schedule(data) or {}
+def _entry(document: Any, data: Any) -> Entry:
+    schedule, work_pool = _schedule(data) or {}, data.get("work_pool") or {}
     name = str(data["name"])
     if "cron" in schedule:
         _check(str(schedule["cron"]), str(schedule.get("timezone") or "UTC"), f"{FILE}, deployment {name!r}, ")
+    here = {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}
+    pull = data.get("pull", document.get("pull"))
+    own = data["parameters"]
+    scheduled = [one.get("parameters") or {} for one in data.get("schedules") or []]
     return Entry(
         name=name,
-        audit=audit,
-        pool=str((data.get("work_pool") or {}).get("name") or "faded"),
+        audit=str(own["audits"][0]),
+        pool=str(work_pool.get("name") or "faded"),
         cron=str(schedule["cron"]) if "cron" in schedule else None,
         timezone=str(schedule.get("timezone") or "UTC"),
         active=bool(schedule.get("active", True)) and "cron" in schedule,
+        entrypoint=str(data.get("entrypoint")),
+        job_variables=work_pool.get("job_variables") or {},
+        pull_steps=[here] if pull is None else pull,
+        parameters=[own, *({**own, **more} for more in scheduled)],
     )
 
 
