@@ -151,30 +151,25 @@ def wake(params: Params, audit: str) -> list[str]:
     sentences about what was done. An error is one of them: the decision is recorded, so the next run continues from it.
     """
     try:
-        return _wake(params, audit)
+        request, now = read_request(audit), None
+        if request is None:
+            return []
+        if waits_for_person(params, audit):
+            from stages.decisions import standing
+
+            if present(audit) is None or not (now := standing(params, audit)).complete:
+                return []
+        resumed: list[str] = []
+        left: dict[str, str] = {}
+        if request.runs:
+            from flows.people.waiting import end_wait
+
+            resumed, left = end_wait(audit, now, request.runs)
+        close_request(audit, left)
+        return resumed
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         return [f"the run that waits for {audit} could not be resumed ({why}): the next run of {audit} continues"]
-
-
-def _wake(params: Params, audit: str) -> list[str]:
-    request = read_request(audit)
-    if request is None:
-        return []
-    now = None
-    if waits_for_person(params, audit):
-        from stages.decisions import standing
-
-        if present(audit) is None or not (now := standing(params, audit)).complete:
-            return []
-    resumed: list[str] = []
-    left: dict[str, str] = {}
-    if request.runs:
-        from flows.people.waiting import end_wait
-
-        resumed, left = end_wait(audit, now, request.runs)
-    close_request(audit, left)
-    return resumed
 
 
 def settle(params: Params, audit: str) -> list[str]:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
-from flows.people.review.app import Audit, SignedIn, enter, make_app, signed_in
+from flows.people.review.app import Audit, SignedIn, enter, signed_in
 from flows.people.review.server import serve_pages
 from flows.people.review.view import review_templates
 from flows.results.probes import CHOSEN_BY, MODELS, ORDERS, OUTCOMES, PAGE, UNDER_TEST, ProbeQuery, ProbeTable
@@ -269,10 +269,6 @@ def _page(shown: ShownProbes, title: str, one: ProbeRow | None = None, **context
 @contextlib.contextmanager
 def serve_probes(shown: ShownProbes, port: int | None = None) -> Iterator[str]:
     """Serve the pages on loopback while the block runs, and yield a link that opens them once, in one browser."""
-
-    def make(served: Any) -> Any:
-        return make_app(served, pages_of(shown))
-
-    served_with: dict[str, Any] = {"path": probes_path, "command": "faded report AUDIT --browse"}
-    with serve_pages(make, [shown.audit], port=port, **served_with) as served:
+    more: dict[str, Any] = {"path": probes_path, "command": "faded report AUDIT --browse"}
+    with serve_pages([shown.audit], port=port, pages=pages_of(shown), **more) as served:
         yield served.link(shown.audit)

@@ -39,6 +39,11 @@ def report_path(audit: str, name: str) -> Path:
     return stage_dir(audit, REPORTS[name][0]) / "report.html"
 
 
+def reports_of(audit: str) -> list[tuple[str, str]]:
+    """The names and titles of those of REPORTS that an audit has."""
+    return [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()]
+
+
 @dataclass
 class Served:
     """Pages that are served: the state that their routes share.
@@ -125,8 +130,7 @@ def review_url(audit: str) -> str | None:
 def report_urls(audit: str) -> dict[str, str]:
     """Addresses of an audit's reports beside its page, by title; empty if there is no such page."""
     url = review_url(audit)
-    there = {name: title for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()}
-    return {} if url is None else {title: f"{url}/{name}" for name, title in there.items()}
+    return {} if url is None else {title: f"{url}/{name}" for name, title in reports_of(audit)}
 
 
 def one_time_link(audit: str, reviewer: str = "") -> str:
