@@ -62,9 +62,9 @@ def test_what_is_saved_is_what_was_filled_in(ada):
     assert first == ("M1.4", None, None, None, True)
     assert rated == [("M2.1", 3, 10, None, None), ("M3.9", None, 1, None, None)]
     assert merge_decisions([made], []).examples[0].id == "M2.1"
-    [outcome] = ada.reported
-    assert outcome.path == Path(f"data/x/decisions/{landscape_hash('x')}.yaml") and outcome.path.exists()
-    assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text
+    assert len(ada.reported) == 1
+    path = Path(f"data/x/decisions/{landscape_hash('x')}.yaml")
+    assert path.exists() and str(path) in answer.text and "`faded audit x` continues from here" in answer.text
 
 
 @pytest.mark.slow

@@ -152,10 +152,9 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
             f" {found.gain.value:.2f}, 95% interval {found.gain.low:.2f} to {found.gain.high:.2f})"
         )
         return RatingsLesson(target, evidence, bound, found, refusal=refusal)
-    learnt = RatingsLesson(target, evidence, bound, found, _as_file(params, name, target, evidence, found))
-    if control is None or learnt.ratings is None:
-        return learnt
-    return replace(learnt, refusal=_unfounded(control, learnt.ratings, learnt.threshold))
+    ratings = _as_file(params, name, target, evidence, found)
+    learnt = RatingsLesson(target, evidence, bound, found, ratings)
+    return learnt if control is None else replace(learnt, refusal=_unfounded(control, ratings, learnt.threshold))
 
 
 def _check_modes(name: str) -> None:
@@ -171,6 +170,9 @@ def _check_modes(name: str) -> None:
 
 
 def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, fit: Fit) -> Ratings:
+    def interval(rate: Rate) -> Interval:
+        return Interval(value=rate.value, low=rate.low, high=rate.high)
+
     return Ratings.model_validate(
         {
             "target": target,
@@ -182,17 +184,13 @@ def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, f
             "items": len({scored.item for scored in evidence.scored}),
             "reviewers": evidence.reviewers,
             "decisions": {kept.path.name: kept.sha256 for kept in evidence.decisions},
-            "error": _interval(fit.error),
-            "constant": _interval(fit.constant),
-            "gain": _interval(fit.gain),
+            "error": interval(fit.error),
+            "constant": interval(fit.constant),
+            "gain": interval(fit.gain),
             "agreement": agreement([kept.decision for kept in evidence.decisions]),
             "points": sorted((scored.discrepancy, scored.score) for scored in evidence.scored),
         }
     )
-
-
-def _interval(rate: Rate) -> Interval:
-    return Interval(value=rate.value, low=rate.low, high=rate.high)
 
 
 def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:

@@ -136,11 +136,7 @@ class Ending:
 
 
 class Artifact(NamedTuple):
-    """A page in Prefect.
-
-    Args:
-        what: the end of its key.
-    """
+    """A page in Prefect; `what` is the end of its key."""
 
     audit: str
     what: str
@@ -171,9 +167,15 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
     own = [result for result in results if result.stage.endswith(f"@{audit}")]
     if failed := [result for result in own if result.outcome == "failed"]:
         text = "; ".join(" ".join(result.message.split()) for result in failed)
-        if all(result.exit_code == Exit.GATE_FAILED for result in failed):
-            return _rejected(params, audit, text)
-        return Ending(audit, "broken", text)
+        if any(result.exit_code != Exit.GATE_FAILED for result in failed):
+            return Ending(audit, "broken", text)
+        from stages.decisions import standing
+
+        no = standing(params, audit).rejection if waits_for_person(params, audit) else None
+        if no is None:  # decided anew since: in the words of the stage
+            return Ending(audit, "rejected", text)
+        why = f": {no.reason}" if no.reason else ""
+        return Ending(audit, "rejected", f"{audit}: rejected by {no.reviewer}{why}", rejection_result(no))
     if waiting := [result for result in own if result.outcome == "waiting"]:
         return Ending(audit, "waiting", waiting[0].message)
     if not finished(audit, results):  # a shared stage that it depends on broke
@@ -186,17 +188,6 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
     path = stage_dir(audit, last_stage(params, audit)) / "verdict.json"
     result = sha256(path.read_bytes()) if verdict.found else ""
     return Ending(audit, "gate failed" if verdict.refuses else "done", text, result, changed)
-
-
-def _rejected(params: Params, audit: str, text: str) -> Ending:
-    """A rejection in the reviewer's words; in those of the stage if the landscape's decision has changed since."""
-    from stages.decisions import standing
-
-    no = standing(params, audit).rejection if waits_for_person(params, audit) else None
-    if no is None:
-        return Ending(audit, "rejected", text)
-    why = f": {no.reason}" if no.reason else ""
-    return Ending(audit, "rejected", f"{audit}: rejected by {no.reviewer}{why}", rejection_result(no))
 
 
 def rejection_result(no: RecordedDecision) -> str:

@@ -42,9 +42,8 @@ def make_app(served: Served, pages: APIRouter | None = None) -> FastAPI:
     app.include_router(assets)
     app.include_router(pages or router)
     app.middleware("http")(_guard)
-    handlers: dict[type[Exception], Any] = {Refused: _refused, HTTPException: _not_there, FadedError: _failed}
-    for error, handler in handlers.items():
-        app.add_exception_handler(error, handler)
+    for error in (Refused, HTTPException, FadedError):
+        app.add_exception_handler(error, _refusal)
     return app
 
 
@@ -57,7 +56,7 @@ async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response
     if ours or (here and request.scope["path"] == "/links"):
         response = await go_on(request)
     elif here:
-        response = _refused(request, _needs_link(served, 421, "AUDIT"))
+        response = _refusal(request, _needs_link(served, 421, "AUDIT"))
     else:
         response = message(421, "Not here", ["These pages are not served at this address."])
     for name, value in HEADERS.items():
@@ -187,7 +186,12 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
             typed=typed(fields),
         )
     try:
-        decision = decision_of(_in_whose_name(params, audit, session, fields), landscape, read_modes(audit))
+        # The server has the keys of everybody who decides on its machine. So if decisions are signed, it accepts them
+        # only on pages that were opened by a reviewer's own link.
+        if not session.bound and (keys := listed_keys(params, audit)):
+            raise DraftError(own_link(audit, keys))
+        own = {"reviewer": session.bound} if session.bound else {}
+        decision = decision_of({**fields, **own}, landscape, read_modes(audit))
         seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
         outcome = decide(params, audit, decision, "page", revise=revise, seen=seen)
     except DraftError as error:
@@ -215,19 +219,6 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
 
     draft = draft_key(audit, decision.landscape, session.bound)
     return message(200, "Recorded", lines, kicker=audit, forget=draft, background=BackgroundTask(answered))
-
-
-def _in_whose_name(params: Params, audit: str, session: Session, fields: Fields) -> Fields:
-    """The fields of a form in the name of the reviewer whose link opened the page.
-
-    The server has the keys of everybody who decides on its machine. So if decisions are signed, it accepts them only on
-    pages that were opened by a reviewer's own link.
-    """
-    if session.bound:
-        return {**fields, "reviewer": session.bound}
-    if keys := listed_keys(params, audit):
-        raise DraftError(own_link(audit, keys))
-    return fields
 
 
 def _already(earlier: RecordedDecision, reviewer: str) -> list[str]:
@@ -279,16 +270,12 @@ def make_link(request: Request, audit: str, reviewer: str = "") -> Response:
     return JSONResponse({"link": _served(request).link(audit, reviewer)})
 
 
-def _refused(_request: Request, error: Refused) -> Response:
-    return message(error.status, error.title, error.sentences, **error.more)
-
-
-def _not_there(_request: Request, error: HTTPException) -> Response:
-    title = "There is nothing here" if error.status_code == 404 else "That does not work here"
-    return message(error.status_code, title, ["This server shows only the audits it was started for."])
-
-
-def _failed(_request: Request, error: FadedError) -> Response:
+def _refusal(_request: Request, error: Exception) -> Response:
+    if isinstance(error, Refused):
+        return message(error.status, error.title, error.sentences, **error.more)
+    if isinstance(error, HTTPException):
+        title = "There is nothing here" if error.status_code == 404 else "That does not work here"
+        return message(error.status_code, title, ["This server shows only the audits it was started for."])
     return message(409 if isinstance(error, UsageError) else 503, "That does not work right now", [str(error)])
 
 
@@ -334,10 +321,12 @@ def message(
     page = review_templates().get_template("message.html.j2")
     texts = {"title": title, "sentences": sentences, "kicker": kicker, "links": links, "typed": typed, "forget": forget}
     html = page.render(**texts, style=Markup(css), script=Markup(code))
-    allowed = f"script-src {_hash(code)}; " if forget else ""
+    style_hash, script_hash = (
+        f"'sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}'" for text in (css, code)
+    )
     policy = (
-        f"default-src 'none'; style-src {_hash(css)}; {allowed}img-src data:; base-uri 'none'; form-action 'none';"
-        " frame-ancestors 'none'"
+        f"default-src 'none'; style-src {style_hash}; {f'script-src {script_hash}; ' if forget else ''}img-src data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return HTMLResponse(html, status, {"Content-Security-Policy": policy}, background=background)
 
@@ -352,7 +341,3 @@ def style() -> str:
 def static(name: str) -> str:
     """The text of a file that is part of every page."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}'"

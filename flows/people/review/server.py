@@ -104,7 +104,11 @@ def serve_pages(
         thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="pages", daemon=True)
         thread.start()
         try:
-            _wait(server, thread)
+            deadline = time.monotonic() + _START_LIMIT
+            while not server.started:
+                if not thread.is_alive() or time.monotonic() > deadline:
+                    raise InfrastructureError("the review server did not start")
+                time.sleep(0.01)
             yield served
         finally:
             server.should_exit = True
@@ -202,14 +206,6 @@ def _local(host: str) -> str:
     if host == "::":
         return "[::1]"
     return HOST if host in ("0.0.0.0", "") or is_loopback(host) else _reached(host)
-
-
-def _wait(server: uvicorn.Server, thread: threading.Thread) -> None:
-    deadline = time.monotonic() + _START_LIMIT
-    while not server.started:
-        if not thread.is_alive() or time.monotonic() > deadline:
-            raise InfrastructureError("the review server did not start")
-        time.sleep(0.01)
 
 
 def warning(host: str) -> str | None:

@@ -138,9 +138,8 @@ class _Dialogue:
         First failing ones, then passing ones, as failures alone do not show how people judge a discrepancy. Corrections
         are asked for only if the repair uses them.
         """
-        shown = [
-            e for failed in (True, False) for e in [x for x in mode.examples if x.failed == failed][: self._examples]
-        ]
+        sides = ([one for one in mode.examples if one.failed == failed] for failed in (True, False))
+        shown = [one for side in sides for one in side[: self._examples]]
         if not shown or not Confirm.ask("  rate its examples?", default=False, console=self._console):
             return {}
         if not used:
