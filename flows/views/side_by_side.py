@@ -22,11 +22,10 @@ from flows.results.compare import (
     check_alike,
     differences,
     effect_rates,
-    grid_of,
     made_with,
+    measured_as,
     paired_difference,
     read_run,
-    usage_of,
 )
 from flows.terminal import TEXT_ONLY
 from stages.core.environment import WORK
@@ -167,18 +166,7 @@ def _paired(runs: dict[str, Run]) -> HeadToHead | None:
 
 def _unlike(runs: dict[str, Run]) -> list[str]:
     """Why models cannot be paired: differences in what a probe is and when it fails."""
-
-    def of(run: Run) -> dict[str, object]:
-        ratings = run.landscape.ratings
-        return {
-            "grids": grid_of(run),
-            "usages": usage_of(run),
-            "thresholds": run.landscape.threshold,
-            "ratings": ratings.bound.to_json() if ratings else None,
-            "seeds": run.provenance.seed,
-        }
-
-    found = [of(run) for run in runs.values()]
+    found = [{**measured_as(run), "seed": run.provenance.seed} for run in runs.values()]
     return [name for name in found[0] if len({json.dumps(one[name]) for one in found}) > 1]
 
 
@@ -196,7 +184,9 @@ def _found(runs: dict[str, Run]) -> list[Row]:
         rows.append(Row(f"unique probes of the {role}", each(lambda search: search.probes)))
         rows.append(Row(f"failures found by the {role}", each(lambda search: search.failures)))
         if len(_budgets(runs)) > 1:
-            rows.append(Row(f"in its first {common:,} probes", [_failures(run, role, common) for run in runs.values()]))
+            orders = [run.probes[run.probes["role"] == role].sort_values("order")["failed"] for run in runs.values()]
+            within = [int(failed.iloc[:common].sum()) if len(failed) else None for failed in orders]
+            rows.append(Row(f"in its first {common:,} probes", within))
     return [*rows, Row("failure modes", [len(run.landscape.modes) for run in runs.values()])]
 
 
@@ -206,12 +196,6 @@ def _searches(runs: dict[str, Run]) -> list[Search]:
 
 def _budgets(runs: dict[str, Run]) -> set[int]:
     return {search.budget for search in _searches(runs)}
-
-
-def _failures(run: Run, role: str, probes: int) -> int | None:
-    """The number of failures among the first probes of a search; None if there was no search."""
-    asked = run.probes[run.probes["role"] == role].sort_values("order")
-    return int(asked["failed"].iloc[:probes].sum()) if len(asked) else None
 
 
 def _rates(runs: dict[str, Run]) -> list[RateRow]:
@@ -232,23 +216,23 @@ def _rates(runs: dict[str, Run]) -> list[RateRow]:
 
 def _differs(runs: dict[str, Run]) -> list[Row]:
     """The settings in which any two results differ, row by row."""
-    settings = [_settings(run) for run in runs.values()]
+
+    def of(run: Run) -> dict[str, Value]:
+        by, landscape = run.provenance, run.landscape
+        return {
+            **{f"concept {c.name}": ", ".join(map(c.label, range(len(c)))) for c in landscape.space.concepts},
+            "threshold": f"{landscape.threshold:g}",
+            "ratings": landscape.ratings.sha256 if landscape.ratings else None,
+            "items": landscape.items,
+            "budget": " and ".join(f"{budget:,}" for budget in sorted(_budgets({"": run}))),
+            **{name: str(value) for name in (*ALIKE, "model", *TOLD) if (value := made_with(by, name)) is not None},
+            **{name: by.versions.get(name) for name in PACKAGES},
+        }
+
+    settings = [of(run) for run in runs.values()]
     names = dict.fromkeys(name for one in settings for name in one)
     rows = [Row(name, [one.get(name) for one in settings]) for name in names]
     return [row for row in rows if len(set(row.values)) > 1]
-
-
-def _settings(run: Run) -> dict[str, Value]:
-    by, landscape = run.provenance, run.landscape
-    return {
-        **{f"concept {c.name}": ", ".join(map(c.label, range(len(c)))) for c in landscape.space.concepts},
-        "threshold": f"{landscape.threshold:g}",
-        "ratings": landscape.ratings.sha256 if landscape.ratings else None,
-        "items": landscape.items,
-        "budget": " and ".join(f"{budget:,}" for budget in sorted(_budgets({"": run}))),
-        **{name: str(value) for name in (*ALIKE, "model", *TOLD) if (value := made_with(by, name)) is not None},
-        **{name: by.versions.get(name) for name in PACKAGES},
-    }
 
 
 def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
@@ -260,7 +244,7 @@ def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
         else f"budgets differ, from {min(budgets):,} to {max(budgets):,} unique probes: compare failures at the same"
         " number of probes"
     ]
-    if "grids" in (unlike := _unlike(runs)):
+    if "concepts" in (unlike := _unlike(runs)):
         notes.append(
             "grids differ: failures and rates belong to the grid of each, so they compare the searches, not the models"
         )
