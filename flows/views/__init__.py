@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from stages.concepts import Concept
     from stages.core.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
-    from stages.records import Gate
     from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
@@ -55,7 +54,9 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
         table = new_table("gate", "bound", "value", "95% interval", "holds", right=("bound", "value"))
         for gate in verdict.gates:
             holds = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
-            bound, value, low, high = (_in_its_unit(gate, x) for x in (gate.bound, gate.value, gate.low, gate.high))
+            unit = _points if re.search(r"\.(change|minus_control)_", gate.gate) else "{:.1%}".format
+            numbers = (gate.bound, gate.value, gate.low, gate.high)
+            bound, value, low, high = ("–" if x is None else unit(x) for x in numbers)
             interval = f"{low[:-1]}–{high}" if low.endswith("%") else f"{low} to {high}"
             table.add_row(
                 escape(gate.named), bound, value, "–" if gate.low is None or gate.high is None else interval, holds
@@ -81,13 +82,6 @@ def _styled_word(verdict: LastVerdict, before: str = "") -> str:
     return f"[{style}]{escape(before)}{verdict.word}[/]"
 
 
-def _in_its_unit(gate: Gate, value: float | None) -> str:
-    """A number of a gate: a share in percent, a difference in points."""
-    if value is None:
-        return "–"
-    return _points(value) if re.search(r"\.(change|minus_control)_", gate.gate) else f"{100 * value:.1f}%"
-
-
 def _points(difference: float) -> str:
     """A difference of shares in points, as in reports, whose code imports too much."""
     return f"{100 * difference:+.1f}".replace("-", "−")
@@ -110,12 +104,9 @@ def show_plan(console: Console, plan: Estimate) -> None:
         console.print(table)
         console.print(f"{plan.probes:,} unique probes at most; {plan.time}")
         disk = sum(e.size or 0 for e in plan.stages)
-        about = (
-            f"about {decimal(disk)} of outputs, as in the last run"
-            if disk
-            else "size of outputs unknown before the first run"
-        )
-        console.print(f"disk: {about}, {decimal(plan.free)} free")
+        known = f"about {decimal(disk)} of outputs, as in the last run"
+        unknown = "size of outputs unknown before the first run"
+        console.print(f"disk: {known if disk else unknown}, {decimal(plan.free)} free")
     else:
         console.print("nothing to do: no stage is stale")
     for note in plan.notes:
@@ -160,22 +151,15 @@ def show_status(console: Console, status: Status) -> None:
         for row in status.audits:
             note = " [dim](from an earlier run: stages are stale)[/]" if row.outdated else ""
             console.print(_verdict_line(row.verdict) + note)
-    _show_next(console, status)
-
-
-def _show_next(console: Console, status: Status) -> None:
-    """Print the commands to run next, and which audits never ran."""
     for name in status.unmeasured:
         line = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
         print_plain(console, line, style="yellow")
-    for row in status.audits:
-        if row.waits is not None:
-            print_plain(console, row.waits, style="yellow")
+    print_plain(console, *(row.waits for row in status.audits if row.waits is not None), style="yellow")
     told = [row.next for row in status.audits if row.waits is None and row.verdict.audit not in status.unmeasured]
     stale = [command.removeprefix("faded audit ") for command in told if command.startswith("faded audit ")]
     again = [f"faded audit {' '.join(stale)}"] if stale else []
-    for command in [*again, *(command for command in told if command.startswith("faded report "))]:
-        print_plain(console, f"next: {command}")
+    reports = [command for command in told if command.startswith("faded report ")]
+    print_plain(console, *(f"next: {command}" for command in again + reports))
     if status.never_run:
         print_plain(console, f"never run: {', '.join(status.never_run)}; `faded audit NAME` runs one")
     if status.page is not None:
@@ -203,9 +187,8 @@ def show_history(console: Console, found: Histories) -> None:
                 escape(v.decider),
             )
         console.print(table)
-        for result in history.results:
-            if result.changed:
-                print_plain(console, f"{result.verdict.revision} changed {'; '.join(result.changed)}")
+        changed = ((one.verdict.revision, one.changed) for one in history.results if one.changed)
+        print_plain(console, *(f"{revision} changed {'; '.join(what)}" for revision, what in changed))
     if found.page is not None:
         print_plain(console, f"page: {found.page.resolve()}")
 
@@ -231,11 +214,8 @@ def _show_revisions(console: Console, together: SideBySide) -> None:
         return
     d = paired.difference
     sure = "no difference shown" if d.low <= 0 <= d.high else "more failures" if d.low > 0 else "fewer failures"
-    print_plain(
-        console,
-        f"paired on {d.n:,} common control probes of {paired.items} items: {other} minus {one}"
-        f" {_difference(d)}: {sure}",
-    )
+    pairs = f"paired on {d.n:,} common control probes of {paired.items} items"
+    print_plain(console, f"{pairs}: {other} minus {one} {_difference(d)}: {sure}")
 
 
 def _show_notes(console: Console, notes: Sequence[str]) -> None:
@@ -274,11 +254,8 @@ def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -
             escape(f"{', '.join(mode.models)}: {mode.text}"), *(short_rate(rate) or "-" for rate in mode.rates)
         )
     console.print(table)
-    print_plain(
-        console,
-        f"all fail on {short_rate(paired.all_fail)} of these; if their failures were independent, it would be"
-        f" {short_rate(paired.independent)}",
-    )
+    independent = f"if their failures were independent, it would be {short_rate(paired.independent)}"
+    print_plain(console, f"all fail on {short_rate(paired.all_fail)} of these; {independent}")
 
 
 def _value(value: int | str | None) -> str:

@@ -82,8 +82,7 @@ class Histories:
     page: Path | None = None
 
 
-# A result, and the part of dvc.lock that is compared with another one's.
-_Found = tuple[RevisionResult, Mapping[str, Any]]
+_Found = tuple[RevisionResult, Mapping[str, Any]]  # a result, and the part of dvc.lock that is about its audit
 
 
 def read_history(params: Params, audit: str, last: int) -> History:
@@ -93,24 +92,22 @@ def read_history(params: Params, audit: str, last: int) -> History:
     """
     if last < 1:
         raise UsageError(f"--last {last}: expected 1 or more results")
-    bundles, current = _bundles(audit), read_verdict(params, audit)
-    found: list[_Found] = []
-    for revision, when in revisions(audit, max(last + 1, _YEAR)):
-        found.append(_read(audit, revision, when, bundles, None if found else current))
+    bundles = _bundles(audit)
+    found = [_read(audit, revision, when, bundles) for revision, when in revisions(audit, max(last + 1, _YEAR))]
+    if found:
+        newest, lock = found[0]
+        found[0] = replace(newest, verdict=read_verdict(params, audit)), lock
     results = [result for result, _ in found[:last]]
     for k, ((result, lock), (_, before)) in enumerate(pairwise(found[: last + 1])):
         results[k] = replace(result, changed=tuple(_changes(audit, before, lock)))
     return History(audit, results, *_drift(audit, found))
 
 
-def _read(
-    audit: str, revision: str, when: datetime, bundles: Mapping[str, Path], current: LastVerdict | None
-) -> _Found:
-    """The result at a revision; `current` is its verdict if it is the current one."""
+def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]) -> _Found:
     landscape, repair = (headline_at(revision, audit, stage) for stage in ("report", "conclude"))
     lock = lock_at(revision)
     last = "conclude" if repair else "report"
-    verdict = current or replace(verdict_at(audit, revision, last, lock), revision=revision, when=when)
+    verdict = replace(verdict_at(audit, revision, last, lock), revision=revision, when=when)
     target = repair.number("targets") if repair else None
     return (
         RevisionResult(
