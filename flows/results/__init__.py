@@ -201,10 +201,8 @@ def read_reference() -> dict[str, Took]:
 
 def record_timings(results: Iterable[StageResult], work: Mapping[str, float] | None = None) -> None:
     """Store how long the stages that ran took, and how much each had to do (`flows.results.estimate.work_of`)."""
-    when, known = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}
-    ran = {
-        r.stage: Took(seconds=round(r.seconds, 2), when=when, work=known.get(r.stage))
-        for r in results
-        if r.outcome == "ran"
-    }
-    write_state(TIMINGS, read_took() | ran)
+    when, known, took = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}, read_took()
+    for one in results:
+        if one.outcome == "ran":
+            took[one.stage] = Took(seconds=round(one.seconds, 2), when=when, work=known.get(one.stage))
+    write_state(TIMINGS, took)

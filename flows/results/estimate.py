@@ -104,9 +104,7 @@ class Estimate:
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 def estimate_cost(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
@@ -115,7 +113,11 @@ def estimate_cost(params: Params, graph: Graph, audits: Collection[str]) -> Esti
     Raises a UsageError if a search is to be divided into more shares than its items or probes allow.
     """
     timings, reference = read_took(), read_reference()
-    pace = _pace(timings, reference)
+    # How many times longer stages take here than on the benchmarks' machine. Only runs with equal work count, as a
+    # larger budget does not make a machine slow.
+    both = [(took, reference[name]) for name, took in timings.items() if name in reference]
+    paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
+    pace = median(paces) if paces else 1.0
     paced = {name: pace * took.seconds for name, took in reference.items()}
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
@@ -175,12 +177,8 @@ def _unwatched_files(name: str, audit: AuditConfig) -> str | None:
     files = sorted(text for text in texts if os.path.isfile(module.parent / text))  # noqa: PTH113 a text may be too long
     watched = stage_dir(name, "inputs")
     found = [file for file in files if not Path(module.parent, file).absolute().is_relative_to(watched.absolute())]
-    if not found:
-        return None
-    return (
-        f"{module} mentions files outside {watched} ({', '.join(found)}): changes to them make no result stale, so move"
-        " there what the model reads"
-    )
+    said = f"{module} mentions files outside {watched} ({', '.join(found)}): changes to them make no result stale"
+    return f"{said}, so move there what the model reads" if found else None
 
 
 def supports_no_claim(prepare: Mapping[str, object], budget: int | None = None) -> str | None:
@@ -200,16 +198,6 @@ def supports_no_claim(prepare: Mapping[str, object], budget: int | None = None) 
     )
 
 
-def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
-    """How many times longer stages with equal work take here than on the benchmarks' machine; 1 before any ran.
-
-    Only runs with equal work count, as a larger budget does not make a machine slow.
-    """
-    both = [(took, reference[name]) for name, took in timings.items() if name in reference]
-    paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
-    return median(paces) if paces else 1.0
-
-
 def record_run(params: Params, todo: Sequence[Stage], results: "Sequence[StageResult]") -> None:
     """Store how long the stages of a run took, and how much they had to do."""
     record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
@@ -227,12 +215,10 @@ def work_of(params: Params, stage: Stage) -> float | None:
     repair = params.repairs[stage.audit].restructure
     items = params.audits[stage.audit].prepare.get("items")
     count = items.get("repair") if isinstance(items, dict) else None
-    size = repair.settings.get("steps") or (
-        repair.settings.get("epochs", 1) * count if isinstance(count, int) else None
-    )
-    if not isinstance(size, int | float):
-        return None
-    return size * repair.trainings * (1 if repair.control == "none" else 2)
+    epochs = repair.settings.get("epochs", 1) * count if isinstance(count, int) else None
+    size = repair.settings.get("steps") or epochs
+    copies = 1 if repair.control == "none" else 2
+    return size * repair.trainings * copies if isinstance(size, int | float) else None
 
 
 def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str | None:
@@ -283,18 +269,15 @@ def _requests(params: Params, graph: Graph, name: str, who: str, expected: "Expe
         told += f", cost about {money(price.of(prompt, completion))}"
     if expected.bill.requests:
         told += f". So far: {expected.bill}"
-    if price is None or expected.max_cost is None:
-        return told
-    spent = expected.bill.cost
-    told += f". {money(spent)} of max_cost {expected.max_cost:g} is spent"
-    return told + (", and this may reach it" if spent + price.of(prompt, completion) >= expected.max_cost else "")
+    if price is not None and expected.max_cost is not None:
+        spent = expected.bill.cost
+        told += f". {money(spent)} of max_cost {expected.max_cost:g} is spent"
+        told += ", and this may reach it" if spent + price.of(prompt, completion) >= expected.max_cost else ""
+    return told
 
 
 def processes_line(params: Params, graph: Graph, name: str) -> str | None:
-    """How many processes may answer probes, each with a copy of the model in memory; None if only one may.
-
-    None too if no stage to be run probes the model, or prepare has yet to write it.
-    """
+    """How many processes may answer probes, each with a copy of the model; None if only one may, or none will."""
     if graph.stages[f"prepare@{name}"].stale or not any(probes_of(params, stage) for stage in graph.to_do([name])):
         return None
     prepared = audit_folder(name).prepare.path
