@@ -133,7 +133,6 @@ def make_automations(pool: str, deployments: Sequence[UUID], block: UUID | None)
     """The automations of a workspace: what people are told about runs whose processes can tell nothing.
 
     Args:
-        pool: its work pool; the automations' names begin with it.
         deployments: the deployments whose runs they watch; others on the server are ignored.
         block: where notifications go; None for nowhere.
     """
@@ -213,12 +212,7 @@ class ScheduleRow:
 
 
 def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[ScheduleRow]:
-    """Read the overview; without a server, the time of the last verdict stands for the last run.
-
-    Args:
-        entries: deployments of prefect.yaml; those of removed audits are left out.
-        api: URL of a Prefect server that responds, None for none.
-    """
+    """The overview; without the URL of a server, the time of the last verdict stands for the last run."""
     with contextlib.ExitStack() as life:
         client = None
         if api is not None:

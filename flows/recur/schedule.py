@@ -46,9 +46,7 @@ class Entry:
     """One deployment of prefect.yaml that runs one audit.
 
     Args:
-        audit: name under audits: in params.yaml.
-        cron: when it starts, None if it has no cron schedule.
-        active: whether that schedule is on.
+        cron: when it starts, None if it has no cron schedule; `active` is whether that is on.
         pull_steps: as `prefect deploy` sends them to a server.
         parameters: allowed parameters of a run: its own, or those of one of its schedules.
     """
@@ -131,8 +129,7 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
         timezone: IANA name; by default the schedule's current one.
     """
     params.audit(audit)
-    found = _deployment(_read(), audit)
-    now = None if found is None else _schedule(found)
+    now = _schedule(_deployment(_read(), audit) or {})
     if cron is None and now is None:
         raise UsageError(f"audit {audit!r} has no schedule in {FILE}: nothing to turn off")
     zone = timezone or str((now or {}).get("timezone") or "UTC")
@@ -144,10 +141,9 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
 
         from flows.workspace.edit_params import in_one_line
 
-        data = _deployment(document, audit)
-        data = _add(document, audit) if data is None else data
-        schedule = _schedule(data)
-        if schedule is None:
+        if (data := _deployment(document, audit)) is None:
+            data = _add(document, audit)
+        if (schedule := _schedule(data)) is None:
             schedule = in_one_line({"slug": _SLUG})
             data["schedules"] = [*(data.get("schedules") or []), schedule]
         if cron is not None:
@@ -162,18 +158,14 @@ def _check(cron: str, timezone: str, where: str) -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     try:
-        CronSchedule(cron=cron)
-    except ValidationError:
-        raise UsageError(
-            f"{where}cron {cron!r} is not a valid schedule, expected five fields (minute, hour, day of month, "
-            f"month, day of week): {EXAMPLE}"
-        ) from None
-    try:
         CronSchedule(cron=cron, timezone=timezone)
-    except ValidationError:
-        raise UsageError(
-            f"{where}timezone {timezone!r} is unknown, expected a name like Europe/Berlin or UTC"
-        ) from None
+    except ValidationError as error:
+        if any("cron" in one["loc"] for one in error.errors()):
+            expected = "five fields (minute, hour, day of month, month, day of week)"
+            told = f"cron {cron!r} is not a valid schedule, expected {expected}: {EXAMPLE}"
+        else:
+            told = f"timezone {timezone!r} is unknown, expected a name like Europe/Berlin or UTC"
+        raise UsageError(f"{where}{told}") from None
 
 
 def _bytes() -> bytes:
@@ -185,25 +177,22 @@ def _read() -> Any:
     listed = document.get("deployments") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(data, dict) and data.get("name") for data in listed):
         raise UsageError(f"{FILE}: expected `deployments:` with a list of named deployments, found {listed!r:.80}")
+    # Common mistakes of hand-written files; Prefect checks the rest of its format.
     for data in listed:
-        _check_shape(data)
+        mapping = "a mapping like {audits: [NAME]}"
+        _check_type(data, "parameters", data.get("parameters"), dict, mapping)
+        _check_type(data, "work_pool", data.get("work_pool"), dict, "a mapping like {name: faded}")
+        _check_type(data, "schedules", data.get("schedules"), list, "a list")
+        for one in data.get("schedules") or []:
+            _check_type(data, "schedules", one, dict, 'mappings like {cron: "0 3 * * 1", timezone: UTC}')
+            _check_type(data, "active", (one or {}).get("active"), bool, "true or false")
+            _check_type(data, "parameters", (one or {}).get("parameters"), dict, mapping)
     return document
 
 
-def _check_shape(data: Any) -> None:
-    """Refuse common mistakes of hand-written files; Prefect checks the rest of its format."""
-    schedules = data.get("schedules")
-    listed = schedules if isinstance(schedules, list) else []
-    for key, found, fits, expected in (
-        ("parameters", data.get("parameters"), dict, "a mapping like {audits: [NAME]}"),
-        ("work_pool", data.get("work_pool"), dict, "a mapping like {name: faded}"),
-        ("schedules", schedules, list, "a list"),
-        *(("schedules", one, dict, 'mappings like {cron: "0 3 * * 1", timezone: UTC}') for one in listed),
-        *(("active", one.get("active"), bool, "true or false") for one in listed if isinstance(one, dict)),
-        *(("parameters", one.get("parameters"), dict, "a mapping") for one in listed if isinstance(one, dict)),
-    ):
-        if found is not None and not isinstance(found, fits):
-            raise UsageError(f"{FILE}, deployment {data['name']!r}, {key}: expected {expected}, found {found!r:.80}")
+def _check_type(data: Any, key: str, found: Any, fits: type, expected: str) -> None:
+    if found is not None and not isinstance(found, fits):
+        raise UsageError(f"{FILE}, deployment {data['name']!r}, {key}: expected {expected}, found {found!r:.80}")
 
 
 def _edit(change: Callable[[Any], object]) -> None:

@@ -37,7 +37,6 @@ FROM_TERMINAL, SCHEDULED, BY_HAND = "from terminal", "scheduled", "started by ha
 GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states that automations match
 _CACHED = "Cached"  # Prefect's name for results from its own cache
 _UP_TO_DATE = "up to date: nothing it depends on has changed"
-_STAGE = {"ran": "Completed", "restored": _CACHED, "unchanged": _CACHED}
 
 
 def current_run_name() -> str:
@@ -84,16 +83,12 @@ def shown_before(run: FlowRun) -> set[str]:
     return {done.name for done in known if done.state is not None and done.state.is_completed()}
 
 
-def up_to_date(stage: str) -> State[StageResult]:
-    """The state of a stage that DVC does not have to check again."""
-    return Completed(name=_CACHED, message=_UP_TO_DATE, data=StageResult(stage=stage, outcome="unchanged"))
-
-
 def done(result: StageResult) -> State[StageResult]:
-    """The state of a stage that has just been brought up to date."""
-    told = {"restored": "restored from the cache of DVC", "unchanged": _UP_TO_DATE}
-    message = told.get(result.outcome, f"ran in {result.seconds:.1f} s")
-    return Completed(name=_STAGE[result.outcome], message=message, data=result)
+    """The state of a stage that is up to date."""
+    if result.outcome == "ran":
+        return Completed(message=f"ran in {result.seconds:.1f} s", data=result)
+    told = "restored from the cache of DVC" if result.outcome == "restored" else _UP_TO_DATE
+    return Completed(name=_CACHED, message=told, data=result)
 
 
 def refused(error: FadedError) -> State[Any]:
