@@ -17,7 +17,17 @@ from starlette.exceptions import HTTPException
 from flows.people.review.app import Audit, SignedIn, enter, signed_in
 from flows.people.review.server import serve_pages
 from flows.people.review.view import review_templates
-from flows.results.probes import CHOSEN_BY, MODELS, ORDERS, OUTCOMES, PAGE, UNDER_TEST, ProbeQuery, ProbeTable
+from flows.results.probes import (
+    CHOSEN_BY,
+    MODELS,
+    ORDERS,
+    OUTCOMES,
+    PAGE,
+    UNDER_TEST,
+    ProbeQuery,
+    ProbeTable,
+    number_in,
+)
 from flows.server.security import PAGE_POLICY
 from stages.core.errors import FadedError
 from stages.pages.examples import Case, changed_levels
@@ -43,8 +53,7 @@ class ShownProbes:
     """Probes as people see them: inputs are changed again by the audit's task, answers are those that were recorded.
 
     Args:
-        task: the audit's task; None if it cannot be loaded, and only answers are shown.
-        without: why it cannot.
+        task: the audit's task; None if it cannot be loaded, for the reason `without`, and only answers are shown.
     """
 
     def __init__(self, here: AuditFolder, table: ProbeTable, task: LoadedTask | None, without: str) -> None:
@@ -183,8 +192,7 @@ def pages_of(shown: ShownProbes) -> APIRouter:
         wanted = ProbeQuery.read(request.query_params, table.space)
         chosen = table.select(wanted)
         last = max(1, -(-len(chosen) // PAGE))
-        asked = request.query_params.get("page", "")
-        page = min(max(1, int(asked)) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 1, last)
+        page = min(max(1, number_in(request.query_params.get("page", "")) or 1), last)
         here = chosen[PAGE * (page - 1) : PAGE * page]
         steps = {"First": 1, "Previous": page - 1, "Next": page + 1, "Last": last}
         return _page(
@@ -209,20 +217,16 @@ def pages_of(shown: ShownProbes) -> APIRouter:
         at = np.flatnonzero(chosen == row).tolist()
         beside = {"Previous": chosen[at[0] - 1 : at[0]], "Next": chosen[at[0] + 1 : at[0] + 2]} if at else {}
         links = [("All probes", _to(audit, wanted, at[0] // PAGE + 1 if at else 1))]
-        links += [
-            (name, f"{probes_path(audit)}/{other[0]}?{urlencode(wanted.query)}")
-            for name, other in beside.items()
-            if len(other)
-        ]
+        there = [(name, int(other[0])) for name, other in beside.items() if len(other)]
+        links += [(name, f"{probes_path(audit)}/{other}?{urlencode(wanted.query)}") for name, other in there]
         [one] = rows_of(shown, np.array([row]), wanted, whole=True)
         others = table.alike(row)
         cell = table.cells(np.array([row]))[0]
         levels = [(of.name, of.label(level)) for of, level in zip(table.space.concepts, cell.tolist(), strict=True)]
         modes = [(name, table.modes[name].text) for name in table.modes_of(row)]
         answers = rows_of(shown, others[:PAGE], wanted) if len(others) > 1 else []
-        return _page(
-            shown, "Probe", one=one, links=links, levels=levels, modes=modes, answers=answers, again=shown.command(row)
-        )
+        more = {"links": links, "levels": levels, "modes": modes, "answers": answers, "again": shown.command(row)}
+        return _page(shown, "Probe", one, **more)
 
     @router.get("/probes/{audit}/{row}/picture")
     def picture(audit: Audit, row: int, _session: SignedIn) -> Response:
