@@ -34,21 +34,14 @@ CURVE_ROWS = 9
 
 @dataclass(frozen=True)
 class RatingsLesson:
-    """What the scores of an audit teach.
-
-    Args:
-        bound: {fails_below or fails_above: rating} in force, or proposed.
-        fit: the map; None if there are too few scores.
-        ratings: the map for the file; None if it predicts no better than a constant.
-        refusal: why it cannot be put in force; "" if it can.
-    """
+    """What the scores of an audit teach."""
 
     target: Target
     evidence: RatedScores
-    bound: dict[str, float]
-    fit: Fit | None = None
-    ratings: Ratings | None = None
-    refusal: str = ""
+    bound: dict[str, float]  # {fails_below or fails_above: rating} in force, or proposed
+    fit: Fit | None = None  # the map; None if there are too few scores
+    ratings: Ratings | None = None  # the map for the file; None if it predicts no better than a constant
+    refusal: str = ""  # why it cannot be put in force; "" if it can
 
     @property
     def threshold(self) -> float:

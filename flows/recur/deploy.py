@@ -196,19 +196,13 @@ _STARTED = ("RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", 
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """One audit with a deployment.
-
-    Args:
-        next_start: in local time; None if its schedule is off.
-        last: when it ran last and how that ended, in words.
-        waits: what it waits for, or what is wrong with its decisions, in words; empty for nothing.
-    """
+    """One audit with a deployment."""
 
     entry: Entry
-    next_start: datetime | None
-    last: str
+    next_start: datetime | None  # in local time; None if its schedule is off
+    last: str  # when it ran last and how that ended, in words
     verdict: str
-    waits: str
+    waits: str  # what it waits for, or what is wrong with its decisions, in words; empty for nothing
 
 
 def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[ScheduleRow]:

@@ -43,24 +43,18 @@ deployments: []
 
 @dataclass(frozen=True)
 class Entry:
-    """One deployment of prefect.yaml that runs one audit.
-
-    Args:
-        cron: when it starts, None if it has no cron schedule; `active` is whether that is on.
-        pull_steps: as `prefect deploy` sends them to a server.
-        parameters: allowed parameters of a run: its own, or those of one of its schedules.
-    """
+    """One deployment of prefect.yaml that runs one audit."""
 
     name: str
     audit: str
     pool: str
-    cron: str | None
+    cron: str | None  # when it starts, None if it has no cron schedule
     timezone: str
-    active: bool
+    active: bool  # whether that schedule is on
     entrypoint: str
     job_variables: dict[str, Any]
-    pull_steps: list[Any]
-    parameters: list[dict[str, Any]]
+    pull_steps: list[Any]  # as `prefect deploy` sends them to a server
+    parameters: list[dict[str, Any]]  # allowed for a run: its own, or those of one of its schedules
 
     def next_start(self) -> datetime | None:
         """When the server will start it next, computed by Prefect's own code; None if it is off."""

@@ -24,22 +24,16 @@ MOST_SHARES = 6  # the whole way, and five by bisection of twentieths; see stage
 
 
 class Abilities(NamedTuple):
-    """Optional methods that a task has, the methods of repair that learn from rated examples, and what a repair asks.
-
-    `budgeted` is whether the audit's repair keeps a budget of harm. `repair_probes` is the largest number of probes
-    that the repair, its control and further trainings ask, that budget included; `usual_repair_probes` is about how
-    many if one thing helps and breaks little. Both are None if they train, or there is none. `requests_after` is the
-    largest number of requests that a probe of a repaired model takes for each of the model under test.
-    """
+    """Optional methods that a task has, and what a repair asks; None if it trains, or there is none."""
 
     again: bool
     measure: bool
     tallies: bool
-    learns_from_examples: list[str]
-    budgeted: bool
-    repair_probes: int | None
-    usual_repair_probes: int | None
-    requests_after: int = 1
+    learns_from_examples: list[str]  # methods of repair
+    budgeted: bool  # whether the audit's repair keeps a budget of harm
+    repair_probes: int | None  # at most, by the repair, its control and further trainings, that budget included
+    usual_repair_probes: int | None  # about as many if one thing helps and breaks little
+    requests_after: int = 1  # at most, for a probe of a repaired model for each of the model under test
 
 
 def abilities_of(params: Params, audit: str) -> Abilities:

@@ -39,25 +39,15 @@ _START = "collect_feedback"  # its time is that of starting a stage, as it does 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Estimated cost of one stage.
+    """Estimated cost of one stage; None where nothing is known."""
 
-    Args:
-        stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
-        probes: upper bound of its unique probes; None for a stage without probes.
-        seconds: its duration, None if nothing is known about it.
-        source: where `seconds` is from: the stage's last run here, else its probes times the duration of one in
-            `prepare`, else its run on the machine of the benchmarks.
-        size: bytes of its outputs when it last ran, None if it never did.
-        waits: whether it needs a person's decision first.
-    """
-
-    stage: Stage
-    probes: int | None
+    stage: Stage  # with the reasons why it is stale (none if it only depends on a stale one)
+    probes: int | None  # upper bound of its unique probes; None for a stage without probes
     calls: int | None
     seconds: float | None
-    source: Source | None
-    size: int | None
-    waits: bool
+    source: Source | None  # where `seconds` is from, the first of SAID that is known
+    size: int | None  # bytes of its outputs when it last ran
+    waits: bool  # whether it needs a person's decision first
 
 
 @dataclass(frozen=True)

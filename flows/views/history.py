@@ -48,20 +48,13 @@ LIMITS_OF_HISTORY = (
 
 @dataclass(frozen=True)
 class RevisionResult:
-    """The result of an audit at one revision, which its verdict names with its date.
-
-    Args:
-        failure_rate: of the model under test in use.
-        target_change: change of the failure rate in the target modes by the repair; None without a repair.
-        changed: the differences from the result before, in words; None for the first known result.
-        evidence: the bundle with this very result.
-    """
+    """The result of an audit at one revision, which its verdict names with its date."""
 
     verdict: LastVerdict
-    failure_rate: Rate
-    target_change: float | None
-    changed: tuple[str, ...] | None
-    evidence: Path | None
+    failure_rate: Rate  # of the model under test in use
+    target_change: float | None  # of the failure rate in the target modes by the repair; None without a repair
+    changed: tuple[str, ...] | None  # since the result before, in words; None for the first known result
+    evidence: Path | None  # the bundle with this very result
 
 
 @dataclass(frozen=True)

@@ -109,25 +109,20 @@ def last_state(endings: Sequence[Ending], skipped: Sequence[str] = ()) -> State[
     return Completed(name=None if endings else "Skipped", message=told)
 
 
+# Done: its verdict may count as a pass, other than with a failed gate. A person is waited for, or rejected it. Broken:
+# a stage failed.
 Kind = Literal["done", "waiting", "rejected", "gate failed", "broken"]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one audit of a run ended.
-
-    Args:
-        kind: done (its verdict may count as a pass), waiting (for a person), gate failed (its verdict may not count as
-            a pass), rejected (by a person) or broken (a stage failed).
-        result: identifies the ending: the same as long as nothing changed. Empty if there is no result.
-        anew: whether this run reached the verdict, rather than finding an unchanged one.
-    """
+    """How one audit of a run ended."""
 
     audit: str
     kind: Kind
     text: str
-    result: str = ""
-    anew: bool = True
+    result: str = ""  # identifies the ending: the same as long as nothing changed; empty if there is no result
+    anew: bool = True  # whether this run reached the verdict, rather than finding an unchanged one
 
 
 class Artifact(NamedTuple):
@@ -140,19 +135,13 @@ class Artifact(NamedTuple):
 
 
 class Conclusion(NamedTuple):
-    """What a deployed run leaves of an audit.
-
-    Args:
-        evidence: its bundle; None unless the audit is finished.
-        problem: what is missing of the evidence, if anything is.
-        drift: the message about a new result that shows more failures than those before; None if it does not.
-    """
+    """What a deployed run leaves of an audit."""
 
     ending: Ending
     artifacts: list[Artifact]
-    evidence: Path | None
-    problem: str | None
-    drift: str | None
+    evidence: Path | None  # its bundle; None unless the audit is finished
+    problem: str | None  # what is missing of the evidence, if anything is
+    drift: str | None  # the message about a new result that shows more failures than those before, if it does
 
 
 def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> Ending:

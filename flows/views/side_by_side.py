@@ -64,26 +64,17 @@ class RateRow(NamedTuple):
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Several results; each row has a value for each of their names.
-
-    Args:
-        found: what their searches found.
-        differs: settings in which the results differ.
-        paired: the models on their common probes; None if grids differ or there are no common probes.
-        revisions_of: the audit, if these are two revisions of one; then `difference` pairs them.
-        difference: the second minus the first on common probes of the control; None if there are none.
-        page: the page with the curves of all searches.
-    """
+    """Several results; each row has a value for each of their names."""
 
     runs: dict[str, Run] = field(metadata=TEXT_ONLY)
-    found: list[Row]
+    found: list[Row]  # what their searches found
     rates: list[RateRow]
-    differs: list[Row]
-    paired: HeadToHead | None
+    differs: list[Row]  # settings in which the results differ
+    paired: HeadToHead | None  # the models on their common probes; None if grids differ or there are no common probes
     notes: list[str]
-    revisions_of: str | None = None
-    difference: PairedFailures | None = None
-    page: Path | None = None
+    revisions_of: str | None = None  # the audit, if these are two revisions of one; then `difference` pairs them
+    difference: PairedFailures | None = None  # the second minus the first on common probes of the control
+    page: Path | None = None  # the page with the curves of all searches
 
     @property
     def names(self) -> list[str]:

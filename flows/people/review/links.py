@@ -46,29 +46,18 @@ def reports_of(audit: str) -> list[tuple[str, str]]:
 
 @dataclass
 class Served:
-    """Pages that are served: the state that their routes share.
+    """Pages that are served: the state that their routes share."""
 
-    Args:
-        audits: audits that are shown; holders of the secret may add more.
-        address: where other commands reach the server; links have another, secret host.
-        host: the only host name under which the pages are shown.
-        cookie: name of the session's cookie; browsers share cookies between all ports of a host.
-        behind_proxy: whether they are reached through a proxy, and only under its name.
-        path: the path of an audit's page.
-        command: the command that prints another link, with AUDIT for the audit's name.
-        outcomes: decisions that were recorded and answered.
-    """
-
-    audits: list[str]
-    address: str
-    host: str
+    audits: list[str]  # that are shown; holders of the secret may add more
+    address: str  # where other commands reach the server; links have another, secret host
+    host: str  # the only host name under which the pages are shown
     url: str
-    cookie: str
-    behind_proxy: bool = False
-    path: Callable[[str], str] = page_path
-    command: str = "faded review AUDIT --link"
+    cookie: str  # name of the session's cookie; browsers share cookies between all ports of a host
+    behind_proxy: bool = False  # whether they are reached through a proxy, and only under its name
+    path: Callable[[str], str] = page_path  # of an audit's page
+    command: str = "faded review AUDIT --link"  # that prints another link
     keys: Keys = field(default_factory=Keys)
-    outcomes: "queue.Queue[DecisionOutcome]" = field(default_factory=queue.Queue)
+    outcomes: "queue.Queue[DecisionOutcome]" = field(default_factory=queue.Queue)  # recorded and answered
 
     def link(self, audit: str, reviewer: str = "") -> str:
         """An address that opens an audit's page once, in the name of this reviewer if one is given.
