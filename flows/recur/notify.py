@@ -158,7 +158,6 @@ def _why(error: Exception) -> str:
 
 
 def _variable() -> str:
-    """The name of the workspace's variable on the server."""
     pool = work_pool(read_entries())
     return "".join(letter if letter.isalnum() else "_" for letter in pool.lower()) + "_notify"
 

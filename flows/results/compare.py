@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,10 @@ class Run:
 
 
 def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
-    """Read an audit's results at a revision, from git and DVC's cache.
+    """Read an audit's results at a revision (of git, or `WORKSPACE`), from git and DVC's cache.
 
     Raises NoResults if it has no results here; a UsageError if there is no such revision, or this version cannot read
     its results; an InfrastructureError if a file that DVC has differs from the hash in the revision's dvc.lock.
-
-    Args:
-        revision: a git revision, or `WORKSPACE`.
-        repaired: whether to read the evaluation of its repair too.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -96,20 +92,12 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
             return path.read_bytes() if revision == WORKSPACE else _read_whole(files, here / path, revision)
 
         of = audit_folder(audit, read=read)
-        found = of.discover
-        run = Run(
-            revision,
-            of.summarize.landscape,
-            of.report.verdict,
-            found.provenance,
-            found.probes,
-            attributes=found.embedded.told_apart,
-        )
-        if not repaired:
-            return run
-        asked = of.re_evaluate
-        evaluation = Evaluation(of.compare.comparison, of.conclude.verdict, asked.provenance, asked.probes)
-        return replace(run, evaluation=evaluation)
+        landscape, verdict, found = of.summarize.landscape, of.report.verdict, of.discover
+        by, probes, attributes, evaluation = found.provenance, found.probes, found.embedded.told_apart, None
+        if repaired:
+            asked = of.re_evaluate
+            evaluation = Evaluation(of.compare.comparison, of.conclude.verdict, asked.provenance, asked.probes)
+        return Run(revision, landscape, verdict, by, probes, evaluation, attributes)
     except FileNotFoundError:
         raise _missing(revision, audit, reading) from None
     except UsageError as error:
@@ -132,7 +120,6 @@ def _read_whole(files: "DVCFileSystem", path: Path, revision: str) -> bytes:
 
 
 def _missing(revision: str, audit: str, path: Path) -> NoResults:
-    """Why a file of a result is missing, and what helps."""
     if revision == WORKSPACE:
         told = f"the workspace has no {path}: run `faded audit {audit}`, or `dvc pull` if dvc.lock names its results"
         return NoResults(told, named=True)

@@ -113,7 +113,6 @@ def _targets(repair: RepairConfig, here: AuditFolder) -> Sequence[ModeRecord | G
 def _powers(
     here: AuditFolder, targets: Sequence[ModeRecord | GroupRecord], tests: pd.DataFrame, pairs: int
 ) -> tuple[Power, Power]:
-    """The power for the target modes, and for everything else."""
     space, told_apart = here.summarize.landscape.space, here.discover.embedded.told_apart
     regions = [mode.cells for mode in targets]
     uniform = here.discover.probes

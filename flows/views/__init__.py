@@ -201,7 +201,6 @@ def show_comparison(console: Console, together: SideBySide) -> None:
 
 
 def _show_revisions(console: Console, together: SideBySide) -> None:
-    """Print two revisions of one audit: their rates, and the difference of these on common probes."""
     one, other = together.names
     table = new_table("failure rate", one, other, title=f"{together.revisions_of}: {one} against {other}")
     for what, rates in together.rates:
@@ -224,7 +223,6 @@ def _show_notes(console: Console, notes: Sequence[str]) -> None:
 
 
 def _show_side_by_side(console: Console, together: SideBySide) -> None:
-    """Print several results: what their searches found, rates, and the settings that differ."""
     table = new_table("", *map(escape, together.names))
     for what, found in together.found:
         table.add_row(escape(what), *map(_value, found))
@@ -241,7 +239,6 @@ def _show_side_by_side(console: Console, together: SideBySide) -> None:
 
 
 def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
-    """Print the models' rates on their common probes, and in the failure modes of each."""
     table = new_table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
     table.add_row("fails", *map(short_rate, paired.rates))
     behind = ("best" if more is None else _difference(more) for more in paired.behind)

@@ -31,19 +31,16 @@ UNREADABLE = "x"
 def review_landscape(
     params: Params, audit: str, console: Console, revise: bool = False, reviewer: str | None = None
 ) -> None:
-    """Ask for a decision on the audit's current landscape and write it.
+    """Ask for a decision on the audit's current landscape, and for who decides if that is None, and write it.
 
     Raises a UsageError if there is no landscape, nothing to decide, or input ends before the questions do;
     AlreadyDecided if the landscape is decided.
-
-    Args:
-        reviewer: who decides; asked for if it is None.
     """
     params.repair(audit)
     hashed = landscape_hash(audit)
     landscape = audit_folder(audit).summarize.landscape
     _show(console, audit, hashed, landscape)
-    if (policy := params.repairs[audit].feedback.policy) != "wait":
+    if (policy := params.repair(audit).feedback.policy) != "wait":
         note = f"repairs.{audit}.feedback.policy is {policy}, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}")
     print_plain(console, *what_can_be_shown(params, audit))
@@ -93,8 +90,6 @@ def _questions(params: Params, audit: str) -> tuple[bool, bool]:
 
 
 class _Dialogue:
-    """The questions about a landscape."""
-
     def __init__(self, console: Console, landscape: Landscape, examples: int, learns: bool, biased: bool) -> None:
         self._console, self._landscape, self._examples = console, landscape, examples
         self._learns, self._biased = learns, biased
@@ -135,8 +130,7 @@ class _Dialogue:
     def _ratings(self, mode: ModeRecord, used: bool) -> Fields:
         """Ask about the examples of a mode; Enter skips a question.
 
-        First failing ones, then passing ones, as failures alone do not show how people judge a discrepancy. Corrections
-        are asked for only if the repair uses them.
+        First failing ones, then passing ones, as failures alone do not show how people judge a discrepancy.
         """
         sides = ([one for one in mode.examples if one.failed == failed] for failed in (True, False))
         shown = [one for side in sides for one in side[: self._examples]]
@@ -183,13 +177,7 @@ def _show(console: Console, audit: str, hashed: str, landscape: Landscape) -> No
     numbers = ("fails", "95% interval", "probes", "share of use" if landscape.usage else "share of grid")
     table = new_table("mode", "region", *numbers, title=f"Failure modes of {audit}", right=numbers)
     for mode in landscape.modes:
-        table.add_row(
-            escape(mode.id),
-            escape(mode.text),
-            f"{mode.rate:.0%}",
-            f"{mode.low:.0%} to {mode.high:.0%}",
-            f"{mode.probes:,}",
-            f"{mode.share:.0%}",
-        )
+        found = f"{mode.rate:.0%}", f"{mode.low:.0%} to {mode.high:.0%}", f"{mode.probes:,}", f"{mode.share:.0%}"
+        table.add_row(escape(mode.id), escape(mode.text), *found)
     console.print(table)
     console.print(f"landscape {hashed}, report: {audit_folder(audit).report.where('page')}")
