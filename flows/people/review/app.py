@@ -168,23 +168,17 @@ def enter(request: Request, audit: str, token: str, query: str = "") -> Response
 def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Filled) -> Response:
     """Record the decision in a form, or show the form again with what is wrong."""
     params, landscape = load_params(), fields.get("landscape", "")
+    here = [(page_path(audit), "Open the page")]
     if not same_origin(request.headers) or not same(fields.get("csrf"), session.csrf):
-        raise Refused(
-            403,
-            "This form did not come from this page",
-            "Nothing was saved. Open the page and decide there.",
-            links=[(page_path(audit), "Open the page")],
-            typed=typed(fields),
-        )
+        told = "Nothing was saved. Open the page and decide there."
+        raise Refused(403, "This form did not come from this page", told, links=here, typed=typed(fields))
     if landscape != landscape_hash(audit):
-        raise Refused(
-            409,
-            "The landscape has changed",
-            "You looked at an earlier one, so nothing was saved: a decision is valid only for what its"
-            " reviewer has seen. Look at the current one and decide again.",
-            links=[(page_path(audit), "The current landscape")],
-            typed=typed(fields),
+        told = (
+            "You looked at an earlier one, so nothing was saved: a decision is valid only for what its reviewer has"
+            " seen. Look at the current one and decide again."
         )
+        links = [(page_path(audit), "The current landscape")]
+        raise Refused(409, "The landscape has changed", told, links=links, typed=typed(fields))
     try:
         # The server has the keys of everybody who decides on its machine. So if decisions are signed, it accepts them
         # only on pages that were opened by a reviewer's own link.
@@ -202,13 +196,8 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
     except UsageError as error:
         raise Refused(409, "Nothing was saved", str(error), typed=typed(fields)) from None
     except OSError as error:
-        raise Refused(
-            503,
-            "That did not work",
-            f"{error}. The page says whether your decision was recorded.",
-            links=[(page_path(audit), "Open the page")],
-            typed=typed(fields),
-        ) from None
+        told = f"{error}. The page says whether your decision was recorded."
+        raise Refused(503, "That did not work", told, links=here, typed=typed(fields)) from None
     session.reviewer = outcome.reviewer
     word = "approved" if outcome.approve else "rejected"
     lines = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.next_steps, "You can close this page."]
