@@ -15,6 +15,7 @@ from flows.workspace import stage_environment
 from stages.decisions import decisions_dir
 from stages.decisions.must_pass import MUST_PASS
 from stages.params import Params, load_params
+from stages.params.repair import HarmConfig
 from stages.tasks.load import task_class
 
 if TYPE_CHECKING:
@@ -59,18 +60,18 @@ def _looked_up(params: Params, audit: str) -> Abilities:
 
     task = task_class(audit, params.audit(audit))
     again, measure, tallies = (offers(task, name) for name in ("again", "measure", "tallies"))
-    examples, budgeted = list(task.learns_from_examples), _keeps_budget(params, audit, task)
-    return Abilities(again, measure, tallies, examples, budgeted, *_repair_probes(params, audit, task))
-
-
-def _keeps_budget(params: Params, audit: str, task: "type[Task]") -> bool:
-    repair = params.repairs[audit].restructure if audit in params.repairs else None
-    return repair is not None and repair.harm is not None and repair.method in task.movable
-
-
-def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int | None, int | None, int]:
+    examples = list(task.learns_from_examples)
     if audit not in params.repairs:
-        return None, None, 1
+        return Abilities(again, measure, tallies, examples, False, None, None)
+    repair = params.repairs[audit].restructure
+    budget = repair.harm if repair.method in task.movable else None
+    asked = _repair_probes(params, audit, task, budget)
+    return Abilities(again, measure, tallies, examples, budget is not None, *asked)
+
+
+def _repair_probes(
+    params: Params, audit: str, task: "type[Task]", budget: HarmConfig | None
+) -> tuple[int | None, int | None, int]:
     repair, items = params.repairs[audit].restructure, params.audits[audit].prepare.get("items")
     settings = {"method": repair.method, **repair.settings}
     copies = ("repaired",) if repair.control == "none" else ("repaired", "control")
@@ -90,9 +91,9 @@ def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int 
     # The model under test and its copies answer the pairs that must pass and, within a budget, those held out. What
     # breaks too much answers them at several shares of the way.
     each, shares = must_pass, 1
-    if repair.harm is not None and _keeps_budget(params, audit, task):
+    if budget is not None:
         shares = MOST_SHARES
-        each += min(repair.harm.pairs, existing) + round(repair.harm.held_out * learnt)
+        each += min(budget.pairs, existing) + round(budget.held_out * learnt)
     after = max(one.each for one in asked)
     return most + (1 + shares * len(copies)) * each, usual + (1 + len(copies)) * each, after
 

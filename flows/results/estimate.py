@@ -198,10 +198,8 @@ def work_of(params: Params, stage: Stage) -> float | None:
 
     None if this is unknown or does not depend on params.yaml alone.
     """
-    if stage.kind != "restructure":
+    if stage.kind != "restructure" or stage.audit not in params.repairs:
         return probes_of(params, stage)
-    if stage.audit not in params.repairs:
-        return None
     repair = params.repairs[stage.audit].restructure
     items = params.audits[stage.audit].prepare.get("items")
     count = items.get("repair") if isinstance(items, dict) else None

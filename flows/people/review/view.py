@@ -106,7 +106,9 @@ def review_view(
     repair = params.repair(audit)
     now = standing(params, audit)
     found = audit_folder(audit).summarize.landscape
-    explorer, without, shown = _from_tables(params, audit)
+    records = [part.where(name) for part in audit_folder(audit).stages.values() for name in part.files()]
+    written = tuple(path.stat().st_mtime_ns for path in records if path.exists())
+    explorer, without, shown = _read_aside(audit, Path.cwd(), repair.model_dump_json(), written)
     known = bound or known
     reviewer = known or git_user()
     keys = listed_keys(params, audit)
@@ -149,16 +151,12 @@ def review_view(
     }
 
 
-def _from_tables(params: Params, audit: str) -> FromTables:
-    """What `read_tables` returns, from memory while the audit's records and its repair's parameters stay the same."""
-    records = [part.where(name) for part in audit_folder(audit).stages.values() for name in part.files()]
-    written = tuple(path.stat().st_mtime_ns for path in records if path.exists())
-    return _read_aside(audit, Path.cwd(), params.repair(audit).model_dump_json(), written)
-
-
 @lru_cache(maxsize=4)
 def _read_aside(audit: str, _root: Path, _repair: str, _written: tuple[int, ...]) -> FromTables:
-    """Read the tables in another process: pandas and scipy would stay in this one, which may serve for weeks."""
+    """Read the tables in another process, as long as records and the repair's parameters stay the same.
+
+    Pandas and scipy would stay in this one, which may serve for weeks.
+    """
     found: FromTables = aside(f"{__name__}:read_tables", audit)
     return found
 
@@ -190,9 +188,8 @@ def _replaces(decisions: Sequence[RecordedDecision]) -> str:
     """Describe what a revision replaces, before it is known who makes it; consistent with `record_decision`."""
     if any(decision.via == "time-out" for decision in decisions):
         return "the rejection by time-out, and my earlier one if I made one"
-    if len(decisions) == 1:
-        return f"{decisions[0].reviewer}’s"
-    return "my earlier one, or all earlier ones if I made none"
+    many = "my earlier one, or all earlier ones if I made none"
+    return f"{decisions[0].reviewer}’s" if len(decisions) == 1 else many
 
 
 def how_long(params: Params, audit: str) -> str:
@@ -215,7 +212,5 @@ def report_policy(head: str) -> str:
     A report runs its own scripts; without an origin, they cannot act in the reviewer's name.
     """
     own = _POLICY.search(head)
-    policy = (
-        own.group(1).replace("&#39;", "'") if own else "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    )
+    policy = own[1].replace("&#39;", "'") if own else "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return f"{policy}; frame-ancestors 'none'; sandbox allow-scripts allow-downloads allow-modals"
