@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from flows.evidence.write import keep_evidence
-from flows.people.review.links import report_urls, review_url
+from flows.people.review.links import reports_of, review_url
 from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
 from flows.run_stage import StageResult, finished
@@ -120,9 +120,11 @@ def where(audit: str) -> str:
     at_home = f"On {socket.gethostname()} in `{Path.cwd()}`: `faded report {audit}`"
     if audit not in load_params().repairs:  # nobody decides on it, so it has no review page
         return at_home
-    pages = {"Review page": review_url(audit), **report_urls(audit)}
-    links = " · ".join(f"[{title}]({url})" for title, url in pages.items() if url is not None)
-    return f"{links}\n\n" * bool(links) + f"{at_home}, `faded review {audit} --link`"
+    at_home += f", `faded review {audit} --link`"
+    if (url := review_url(audit)) is None:
+        return at_home
+    pages = [("Review page", url), *((title, f"{url}/{name}") for name, title in reports_of(audit))]
+    return " · ".join(f"[{title}]({there})" for title, there in pages) + f"\n\n{at_home}"
 
 
 def _strip(pictures: Sequence[bytes]) -> str:

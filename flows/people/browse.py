@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from shlex import quote as shell_quote
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -52,29 +52,21 @@ def probes_path(audit: str) -> str:
 class ShownProbes:
     """Probes as people see them: inputs are changed again by the audit's task, answers are those that were recorded.
 
-    Args:
-        task: the audit's task; None if it cannot be loaded, for the reason `without`, and only answers are shown.
+    If the task cannot be loaded, for the reason `without`, only answers are shown. Raises a UsageError if there are no
+    probes, or no landscape yet.
     """
 
-    def __init__(self, here: AuditFolder, table: ProbeTable, task: LoadedTask | None, without: str) -> None:
-        self.audit, self.table, self.without, self._task = here.path.name, table, without, task
+    def __init__(self, params: Params, audit: str) -> None:
+        here = audit_folder(audit)
+        self.audit, self.table, self.without = audit, ProbeTable(here), ""
+        self._task: LoadedTask | None = None
+        try:
+            self._task = load_alone(audit, params.audit(audit), here.prepare.path)
+        except Exception as error:  # a user's task may fail in any way
+            self.without = str(error) if isinstance(error, FadedError) else f"{type(error).__name__}: {error}"
         self._drawn = _drawings(here)
         self._lock = threading.Lock()  # a task may not be used by several threads
-        self.pictured = any(one.image is not None for one in self.exhibits(np.arange(len(table))[:1]))
-
-    @classmethod
-    def read(cls, params: Params, audit: str) -> Self:
-        """Read an audit's probes, and load its task.
-
-        Raises a UsageError if there are no probes, or no landscape yet.
-        """
-        here, without, task = audit_folder(audit), "", None
-        table = ProbeTable(here)
-        try:
-            task = load_alone(audit, params.audit(audit), here.prepare.path)
-        except Exception as error:  # a user's task may fail in any way
-            without = str(error) if isinstance(error, FadedError) else f"{type(error).__name__}: {error}"
-        return cls(here, table, task, without)
+        self.pictured = any(one.image is not None for one in self.exhibits(np.arange(len(self.table))[:1]))
 
     def exhibits(self, rows: np.ndarray) -> list[Exhibit]:
         """Return what people see of some probes, with their answers."""

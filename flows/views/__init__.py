@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from flows.graph import RUNS_NOW, audit_of
@@ -57,10 +58,8 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
             unit = _points if re.search(r"\.(change|minus_control)_", gate.gate) else "{:.1%}".format
             numbers = (gate.bound, gate.value, gate.low, gate.high)
             bound, value, low, high = ("–" if x is None else unit(x) for x in numbers)
-            interval = f"{low[:-1]}–{high}" if low.endswith("%") else f"{low} to {high}"
-            table.add_row(
-                escape(gate.named), bound, value, "–" if gate.low is None or gate.high is None else interval, holds
-            )
+            interval = "–" if "–" in (low, high) else f"{low[:-1]}–{high}" if "%" in low else f"{low} to {high}"
+            table.add_row(escape(gate.named), bound, value, interval, holds)
         console.print(table)
         console.print("numbers without % are in points")
     console.print(_verdict_line(verdict))
@@ -275,8 +274,7 @@ def show_usage(console: Console, u: UsageInForce) -> None:
     """Print how often changes occur in use: how many at once, and how common each level is."""
     table = new_table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
     for concept in u.space.concepts:
-        for i in range(len(concept)):
-            table.add_row(escape(concept.name) if i == 0 else "", _level(concept, i), f"{u.share(concept.name, i):.1%}")
+        _add_levels(table, concept, [[f"{u.share(concept.name, i):.1%}"] for i in range(len(concept))])
     console.print(table)
     counts = ", ".join(f"{n} in {share:.1%}" for n, share in enumerate(u.changes) if share >= _LEAST)
     print_plain(
@@ -293,15 +291,11 @@ def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) ->
     u = m.in_force
     table = new_table("concept", "level", "share", "95% interval", "so far", title=f"Usage of {u.audit} in {m.source}")
     for one in m.concepts:
-        concept = u.space.concepts[u.space.names.index(one.concept)]
-        for i in range(len(concept)):
-            table.add_row(
-                escape(one.concept) if i == 0 else "",
-                _level(concept, i),
-                f"{one.shares[i]:.1%}",
-                f"{one.low[i]:.1%} to {one.high[i]:.1%}",
-                f"{u.share(one.concept, i):.1%}",
-            )
+        cells = [
+            [f"{share:.1%}", f"{low:.1%} to {high:.1%}", f"{u.share(one.concept, i):.1%}"]
+            for i, (share, low, high) in enumerate(zip(one.shares, one.low, one.high, strict=True))
+        ]
+        _add_levels(table, u.space.concepts[u.space.names.index(one.concept)], cells)
     console.print(table)
     told = [f"{m.inputs:,} inputs of {m.source}; so far: {u.said}"]
     if m.left_out:
@@ -321,6 +315,7 @@ def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) ->
     print_plain(console, *told)
 
 
-def _level(concept: Concept, i: int) -> str:
-    unchanged = " (unchanged)" if concept.levels[i] == concept.neutral else ""
-    return escape(f"{concept.label(i)}{unchanged}")
+def _add_levels(table: Table, concept: Concept, cells: Sequence[Sequence[str]]) -> None:
+    for i, more in enumerate(cells):
+        unchanged = " (unchanged)" if concept.levels[i] == concept.neutral else ""
+        table.add_row(escape(concept.name) if i == 0 else "", escape(f"{concept.label(i)}{unchanged}"), *more)

@@ -215,7 +215,7 @@ def since(history: History) -> str:
 
 
 def with_since(page: Path, said: str) -> Path:
-    """Return a copy of a report that also says `since`, if that says anything: its stage knows neither dates nor git."""
+    """A copy of a report that also says `since`, if that says anything: its stage knows neither dates nor git."""
     place, text = '<p id="since" hidden></p>', page.read_text(encoding="utf-8")
     if not said or place not in text:
         return page

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from flows.results import WORKSPACE
 from flows.results.compare import (
@@ -32,10 +32,10 @@ from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.git import git
 from stages.core.intervals import NO_RATE, Rate
+from stages.landscape.head_to_head import HeadToHead, head_to_head
+from stages.pages.page import render
+from stages.pages.sections import searches_of
 from stages.records.search import Search
-
-if TYPE_CHECKING:
-    from stages.landscape.head_to_head import HeadToHead
 
 PAGE = WORK / "compare.html"
 LIMITS = (
@@ -126,9 +126,6 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
 
 def write_comparison_page(out: Path, shown: SideBySide) -> None:
     """Write the comparison as one self-contained page, with the curves of all searches."""
-    from stages.pages.page import render
-    from stages.pages.sections import searches_of
-
     render(
         "side_by_side.html.j2",
         out,
@@ -143,16 +140,12 @@ def write_comparison_page(out: Path, shown: SideBySide) -> None:
 
 def _paired(runs: dict[str, Run]) -> HeadToHead | None:
     """The models on the common probes of all controls; agents' probes are left out, as they search for failures."""
-    from stages.landscape.head_to_head import head_to_head
-
     if _unlike(runs):
         return None
-    return head_to_head(
-        {name: run.probes[run.probes["role"] == "control"] for name, run in runs.items()},
-        next(iter(runs.values())).landscape.space,
-        {name: run.landscape.modes for name, run in runs.items()},
-        {name: run.attributes for name, run in runs.items()},
-    )
+    controls = {name: run.probes[run.probes["role"] == "control"] for name, run in runs.items()}
+    modes = {name: run.landscape.modes for name, run in runs.items()}
+    space = next(iter(runs.values())).landscape.space
+    return head_to_head(controls, space, modes, {name: run.attributes for name, run in runs.items()})
 
 
 def _unlike(runs: dict[str, Run]) -> list[str]:

@@ -116,12 +116,6 @@ def review_url(audit: str) -> str | None:
     return record.url + page_path(audit)
 
 
-def report_urls(audit: str) -> dict[str, str]:
-    """Addresses of an audit's reports beside its page, by title; empty if there is no such page."""
-    url = review_url(audit)
-    return {} if url is None else {title: f"{url}/{name}" for name, title in reports_of(audit)}
-
-
 def one_time_link(audit: str, reviewer: str = "") -> str:
     """Request a link that opens an audit's page once from the running review server, which from then on serves it.
 

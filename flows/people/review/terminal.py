@@ -47,7 +47,7 @@ def review_landscape(
     now = open_standing(params, audit, revise)
     print_plain(console, *_standing_lines(now, audit))
     try:
-        dialogue = _Dialogue(console, landscape, params.audit(audit).summarize.examples, *_questions(params, audit))
+        dialogue = _Dialogue(console, params, audit, landscape)
         decision = decision_of(dialogue.fields(reviewer), hashed, landscape.modes)
         if not dialogue.confirm("Write this decision?"):
             console.print("nothing written")
@@ -77,22 +77,15 @@ def _standing_lines(now: Standing, audit: str) -> list[str]:
     return lines
 
 
-def _questions(params: Params, audit: str) -> tuple[bool, bool]:
-    """Whether to ask for corrected answers, because the repair learns from them, and whether to ask for bias.
-
-    The task is not imported if there are no examples to ask about.
-    """
-    if not any(mode.examples for mode in audit_folder(audit).summarize.landscape.modes):
-        return False, False
-    can = abilities_of(params, audit)
-    # The page asks for the bias of every answer; here only tasks that tally what inputs leave open have the question.
-    return params.repair(audit).restructure.method in can.learns_from_examples, can.tallies
-
-
 class _Dialogue:
-    def __init__(self, console: Console, landscape: Landscape, examples: int, learns: bool, biased: bool) -> None:
-        self._console, self._landscape, self._examples = console, landscape, examples
-        self._learns, self._biased = learns, biased
+    def __init__(self, console: Console, params: Params, audit: str, landscape: Landscape) -> None:
+        self._console, self._landscape = console, landscape
+        self._examples, self._learns, self._biased = params.audit(audit).summarize.examples, False, False
+        if any(mode.examples for mode in landscape.modes):  # otherwise the task need not be imported
+            can = abilities_of(params, audit)
+            self._learns = params.repair(audit).restructure.method in can.learns_from_examples
+            # The page asks for the bias of every answer; here only of tasks that tally what inputs leave open.
+            self._biased = can.tallies
 
     def fields(self, reviewer: str | None) -> Fields:
         fields: Fields = {}
