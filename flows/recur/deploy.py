@@ -5,7 +5,6 @@ Also the overview of schedules: the next start, the last run, and what waits for
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import subprocess
 import sys
@@ -83,11 +82,9 @@ def _ensure_pool(client: SyncPrefectClient, pool: str) -> None:
     except ObjectNotFound:
         from prefect.workers.process import ProcessWorker
 
-        template = ProcessWorker.get_default_base_job_template()
         # One audit at a time: they share the workspace, and often the only GPU.
-        client.create_work_pool(
-            WorkPoolCreate(name=pool, type="process", description=mine, concurrency_limit=1, base_job_template=template)
-        )
+        how = {"concurrency_limit": 1, "base_job_template": ProcessWorker.get_default_base_job_template()}
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process", description=mine, **how))
         return
     if (found.description or "").startswith(_OWNED) and found.description != mine:
         raise UsageError(
@@ -113,8 +110,7 @@ def _refuse_foreign(client: SyncPrefectClient, entry: Entry) -> None:
 def _deploy(names: Sequence[str]) -> None:
     """Run `prefect deploy`, so that Prefect itself reads the file."""
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy"]
-    for name in names:
-        command += ["--name", name]
+    command += [word for name in names for word in ("--name", name)]
     env = {**stage_environment(), **client_environment(), "COLUMNS": "200"}
     done = subprocess.run(
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
@@ -207,12 +203,11 @@ class ScheduleRow:
 
 def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[ScheduleRow]:
     """The overview; without the URL of a server, the time of the last verdict stands for the last run."""
-    with contextlib.ExitStack() as life:
-        client = None
-        if api is not None:
-            life.enter_context(talking_to(api))
-            client = life.enter_context(get_client(sync_client=True))
-        return [_row(params, entry, client) for entry in entries if entry.audit in params.audits]
+    known = [entry for entry in entries if entry.audit in params.audits]
+    if api is None:
+        return [_row(params, entry, None) for entry in known]
+    with talking_to(api), get_client(sync_client=True) as client:
+        return [_row(params, entry, client) for entry in known]
 
 
 def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
@@ -255,18 +250,20 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Sche
             waits.append("your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else ""))
     except FadedError as error:  # a decision file is broken; still show the others
         waits.append(str(error))
-    late = _first_run(client, entry, "EXPECTED_START_TIME_ASC", name=["Late"]) if client is not None else None
+    late = _first_run(client, entry, "EXPECTED_START_TIME_ASC", name=["Late"])
     if late is not None and late.expected_start_time is not None:
         waits.append(f"a worker or its turn, since {late.expected_start_time.astimezone():%Y-%m-%d %H:%M}")
     last = f"{verdict.when:%Y-%m-%d %H:%M}" if verdict.when is not None else "never"
-    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED) if client is not None else None
+    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED)
     # A run has no start time if its process died before it reported that it was running.
     if run is not None and run.state is not None and (began := run.start_time or run.expected_start_time) is not None:
         last = f"{began.astimezone():%Y-%m-%d %H:%M} {str(run.state.name).lower()}"
     return ScheduleRow(entry, entry.next_start(), last, verdict.word, "; ".join(waits))
 
 
-def _first_run(client: SyncPrefectClient, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:
+def _first_run(client: SyncPrefectClient | None, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:
+    if client is None:
+        return None
     deployment = DeploymentFilter.model_validate({"name": {"any_": [entry.name]}})
     runs = client.read_flow_runs(deployment_filter=deployment, **in_state(**states), sort=FlowRunSort(sort), limit=1)
     return runs[0] if runs else None

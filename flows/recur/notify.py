@@ -30,6 +30,15 @@ _SUBJECT: dict[Event, str] = {
     "broken": "broken",
     "drift": "fails more often than before",
 }
+_EXPECTED: dict[Kind, list[str]] = {  # an example of each kind of address, and how they begin
+    "slack": ["https://hooks.slack.com/services/T000/B000/XXX", "https://hooks.slack"],  # an incoming webhook
+    "webhook": ["https://chat.example.org/hooks/XXX", "https://", "http://"],  # to which JSON is posted
+    "email": [  # in Apprise's format
+        "mailtos://USER:PASSWORD@smtp.example.org?from=faded@example.org&to=ada@example.org",
+        "mailtos://",
+        "mailto://",
+    ],
+}
 _SENT = WORK / "notices"  # by audit, the result of the last notification
 
 
@@ -65,24 +74,11 @@ def set_url(kind: Kind, url: str) -> str:
     """Save an address for notifications as a block on the server, use it from now on, and return its name there.
 
     Raises a UsageError if the URL does not fit its kind.
-
-    Args:
-        url: an incoming webhook of Slack; any URL to which JSON is posted (text, subject, body); or mailtos://... with
-            the mail server, in Apprise's format.
     """
     from apprise import Apprise
 
-    pool = work_pool(read_entries())
-    expected = {
-        "slack": ("https://hooks.slack.com/services/T000/B000/XXX", ("https://hooks.slack",)),
-        "webhook": ("https://chat.example.org/hooks/XXX", ("https://", "http://")),
-        "email": (
-            "mailtos://USER:PASSWORD@smtp.example.org?from=faded@example.org&to=ada@example.org",
-            ("mailtos://", "mailto://"),
-        ),
-    }
-    example, starts = expected[kind]
-    if not url.startswith(starts) or (kind != "webhook" and not Apprise().add(url)):
+    pool, (example, *starts) = work_pool(read_entries()), _EXPECTED[kind]
+    if not url.startswith(tuple(starts)) or (kind != "webhook" and not Apprise().add(url)):
         raise UsageError(f"--{kind}: {url.partition(':')[0]}:... is not a valid address, expected one like {example}")
     block: CustomWebhookNotificationBlock | SlackWebhook
     if kind == "webhook":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rich.filesize import decimal
 
@@ -16,16 +16,14 @@ from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import Took, read_reference, read_took, record_timings
 from flows.results.abilities import abilities_of
+from flows.run_stage import StageResult
 from stages.code import model_function
 from stages.core.files import probe_seconds, stage_dir
 from stages.core.intervals import wilson
 from stages.params import AuditConfig, Params
 from stages.records import audit_folder
+from stages.tasks.account import Expected, money
 from stages.tasks.load import task_class, task_context
-
-if TYPE_CHECKING:
-    from flows.run_stage import StageResult
-    from stages.tasks.account import Expected
 
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
@@ -79,9 +77,9 @@ class Estimate:
         shares = f"; the {count} shares may run side by side" if count > 1 else ""
         if not self.stages:
             return "nothing to run"
+        kinds = {e.stage.kind for e in self.stages}
         if not known:
-            before = " until prepare has run" if any(e.stage.kind == "prepare" for e in self.stages) else ""
-            return f"time unknown{before}{shares}"
+            return f"time unknown{' until prepare has run' * ('prepare' in kinds)}{shares}"
         unknown = len(self.stages) - len(known)
         sources = {e.source for e in known}
         source = ", ".join(said for name, said in SAID.items() if name in sources)
@@ -188,7 +186,7 @@ def supports_no_claim(prepare: Mapping[str, object], budget: int | None = None) 
     )
 
 
-def record_run(params: Params, todo: Sequence[Stage], results: "Sequence[StageResult]") -> None:
+def record_run(params: Params, todo: Sequence[Stage], results: Sequence[StageResult]) -> None:
     """Store how long the stages of a run took, and how much they had to do."""
     record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
 
@@ -233,10 +231,8 @@ def requests_line(params: Params, graph: Graph, name: str) -> str | None:
     return "\n".join(told) or None
 
 
-def _requests(params: Params, graph: Graph, name: str, who: str, expected: "Expected") -> str:
+def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expected) -> str:
     """The same for one service, which the line calls `who`."""
-    from stages.tasks.account import money
-
     todo = graph.to_do([name])
     can, probes = abilities_of(params, name), dict[str, int]()
     for stage in todo:
@@ -298,9 +294,8 @@ def divided(params: Params, stage: Stage) -> bool:
 
 def probes_of(params: Params, stage: Stage) -> int | None:
     """Unique probes that a stage may spend, by params.yaml alone; a grid smaller than the budget needs fewer."""
-    if stage.audit not in params.audits:
+    if (audit := params.audits.get(stage.audit)) is None:
         return None
-    audit = params.audits[stage.audit]
     fresh = 2 * audit.discover.kept_back
     search = 2 * audit.discover.budget - fresh  # the explorer and its control
     shards = audit.discover.shards
@@ -318,16 +313,15 @@ def probes_of(params: Params, stage: Stage) -> int | None:
 
 def _probes_to_judge(params: Params, audit: str, search: int) -> int | None:
     """Unique probes of re_evaluate, which searches before and after the repair; None without a repair."""
-    if audit not in params.repairs:
+    if (repair := params.repairs.get(audit)) is None:
         return None
-    repair = params.repairs[audit]
     models = 2 if repair.restructure.control == "none" else 3
     pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
     can = abilities_of(params, audit)
     models += can.again  # the model before
-    if can.measure:
-        items = params.audits[audit].prepare.get("items")  # defined by the task, so not necessarily counts by split
-        clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
+    items = params.audits[audit].prepare.get("items")  # defined by the task, so not necessarily counts by split
+    if can.measure and isinstance(items, dict) and isinstance(items.get("test"), int):
+        clean = items["test"]
     # Every model answers the pairs inside and outside the target modes, and all trainings fewer of both, the whole way
     # and half-way.
     trained = repair.restructure.judged_models
