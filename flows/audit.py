@@ -40,7 +40,6 @@ from flows.views.labels import (
     refused,
     shown_before,
     tag_run,
-    up_to_date,
 )
 from flows.workspace import exclusive
 from stages.core.environment import set_defaults
@@ -93,7 +92,7 @@ def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]:
     """Bring one stage up to date; without a job (`what`), it is up to date and is only shown."""
     if what is None or runner is None:
-        return up_to_date(stage)
+        return done(StageResult(stage=stage, outcome="unchanged"))
     logger = get_run_logger()
     context = TaskRunContext.get()
     if context is not None and (attempt := context.task_run.run_count) > 1:

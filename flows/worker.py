@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.recur.schedule import FILE, Launch, read_launches
+from flows.recur.schedule import FILE, Entry, read_entries
 from flows.start.engine import ALLOWED
 from flows.workspace import enter_workspace
 from stages.core.errors import FadedError
@@ -35,14 +35,10 @@ _COMMAND = "python -P -m flows.start.engine"  # default if prefect.yaml has none
 RunCommand = tuple[list[str], dict[str, str | None]]
 
 
-def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | None:
-    """Why a flow run is not one of those in prefect.yaml; None if it is.
-
-    Raises a UsageError if prefect.yaml cannot be read.
-    """
+def why_foreign(run: FlowRun, deployment: DeploymentResponse | None, ours: Entry | None) -> str | None:
+    """Why a flow run is not one of those in prefect.yaml, where its deployment is `ours`; None if it is."""
     if deployment is None:
         return "it belongs to no deployment"
-    ours = read_launches().get(deployment.name)
     if ours is None:
         return f"deployment {deployment.name!r} is not in {FILE}"
     given = {name: value for name, value in run.parameters.items() if value is not None}  # forms send all parameters
@@ -58,15 +54,15 @@ def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | No
     return None
 
 
-def command_of(run: FlowRun, launch: Launch) -> RunCommand:
+def command_of(run: FlowRun, entry: Entry) -> RunCommand:
     """How a flow run is started: by prefect.yaml, whatever the server's settings, which may have changed since."""
-    variables = launch.job_variables
+    variables = entry.job_variables
     own = {name: None if value is None else str(value) for name, value in (variables.get("env") or {}).items()}
     # With its own entrypoint, the run neither requests one nor executes steps that pull code.
     ours = {
         "PREFECT__FLOW_RUN_ID": str(run.id),
-        "PREFECT__FLOW_ENTRYPOINT": launch.entrypoint,
-        ALLOWED: json.dumps(launch.parameters),
+        "PREFECT__FLOW_ENTRYPOINT": entry.entrypoint,
+        ALLOWED: json.dumps(entry.parameters),
     }
     return shlex.split(variables.get("command") or _COMMAND), {**own, **ours}
 
@@ -77,19 +73,20 @@ def claim(client: SyncPrefectClient, pool: str) -> RunCommand | None:
 
     for found in client.get_scheduled_flow_runs_for_work_pool(pool, scheduled_before=datetime.now(UTC)):
         run = found.flow_run
-        deployment, why = None, None
+        entry, why = None, None
         try:
-            deployment = _deployment_of(client, run)
-            why = why_foreign(run, deployment)
+            deployment, entries = _deployment_of(client, run), {entry.name: entry for entry in read_entries()}
+            entry = None if deployment is None else entries.get(deployment.name)
+            why = why_foreign(run, deployment, entry)
         except FadedError as error:
             why = str(error)
-        if why is not None or deployment is None:
+        if why is not None or entry is None:
             message = f"refused: flow run {run.name} is not an audit of {Path.cwd()}: {why}"
             client.set_flow_run_state(run.id, Failed(message=message), force=True)
             continue
         state: State[Any] | None = client.set_flow_run_state(run.id, Pending()).state
         if state is not None and state.is_pending():  # otherwise it waits for another run of its audit
-            return command_of(run, read_launches()[deployment.name])
+            return command_of(run, entry)
     return None
 
 

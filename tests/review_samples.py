@@ -18,9 +18,8 @@ from rich.console import Console
 
 from flows.people.approval import DecisionOutcome
 from flows.people.review.app import make_app
-from flows.people.review.links import Served
+from flows.people.review.links import Served, report_path
 from flows.people.review.terminal import review_landscape
-from flows.people.review.view import report_path
 from stages.core.files import stage_dir, write_json
 from stages.decisions import RecordedDecision, read_chain
 from stages.params import load_params

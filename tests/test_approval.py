@@ -16,7 +16,7 @@ import pytest
 
 from flows.evidence.write import keep_evidence
 from flows.people.approval import decide, expire, settle, wake
-from flows.people.draft import DecisionDraft, ModeDraft
+from flows.people.draft import decision_of
 from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
 from flows.views.labels import how_it_ended
@@ -60,8 +60,10 @@ def show(name: str = "first") -> None:
 
 
 def made(reviewer: str = "Ada") -> Decision:
-    modes = {mode.id: ModeDraft(action="repair", reason="seen") for mode in MODES}
-    return DecisionDraft(reviewer=reviewer, approve=True, modes=modes).decision(landscape_hash("tiny"), MODES)
+    fields = {"reviewer": reviewer, "decision": "approve"}
+    for mode in MODES:
+        fields |= {f"action.{mode.id}": "repair", f"reason.{mode.id}": "seen"}
+    return decision_of(fields, landscape_hash("tiny"), MODES)
 
 
 def let_time_pass(hours: float) -> None:

@@ -41,7 +41,7 @@ def _here(workspace: Workspace) -> Iterator[None]:
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> ShownProbes:
     """Probes of an audit whose model answers nobody."""
-    found = ShownProbes.read(load_params(), "tiny")
+    found = ShownProbes(load_params(), "tiny")
     assert found.without == "" and found._task is not None
     monkeypatch.setattr(type(found._task), "probe", unasked)
     return found
@@ -183,7 +183,7 @@ def test_a_task_that_fails_hides_no_answers(shown: ShownProbes, monkeypatch: pyt
     page = visitor(shown).get("/probes/tiny?outcome=failed").text
     assert len(listed(page)) == PAGE and "ZeroDivisionError" in visitor(shown).get("/probes/tiny").text
     monkeypatch.setattr(browse, "load_alone", unasked)
-    assert "the model was queried" in ShownProbes.read(load_params(), "tiny").without
+    assert "the model was queried" in ShownProbes(load_params(), "tiny").without
 
 
 def test_pictures_that_were_kept_are_shown_with_their_probe(shown: ShownProbes) -> None:
@@ -214,7 +214,7 @@ def test_pictures_of_the_table_are_made_when_looked_at(shown: ShownProbes, monke
 
 
 def test_the_command_makes_the_same_probe_again(capsys: pytest.CaptureFixture[str]) -> None:
-    found = ShownProbes.read(load_params(), "tiny")
+    found = ShownProbes(load_params(), "tiny")
     for model in ("tested", "after"):
         for row in np.flatnonzero(found.table.table["model"] == model)[:3].tolist():
             [code] = re.findall(r"^python -c (.*)$", found.command(row))

@@ -111,9 +111,9 @@ def test_the_server_shows_nobody_the_address_and_automations_use_the_block_while
         for kind in ("custom-webhook", "slack-webhook"):
             document = client.read_block_document_by_name("faded", kind, include_secrets=False)
             assert SECRET not in str(document.data) and "xxxxxx" not in str(document.data)
-        block = block_id(client, "faded")
+        block = block_id(client)
         set_block(None)
-        assert block is not None and block_id(client, "faded") is None
+        assert block is not None and block_id(client) is None
     names = {block: [automation.name for automation in make_automations("faded", [], block)] for block in (block, None)}
     assert names == {block: ["faded: tell of dead runs", "faded: tell of late runs"], None: []}
 
@@ -136,7 +136,7 @@ def test_one_that_fails_costs_an_audit_nothing_and_a_test_tells_of_it_without_th
 
 def test_without_any_server_nobody_is_asked(toys, monkeypatch):
     monkeypatch.chdir(toys.path)
-    monkeypatch.setattr("flows.recur.notify._block_of", lambda pool: pytest.fail("asked"))
+    monkeypatch.setattr("flows.recur.notify.current", lambda: pytest.fail("asked"))
     monkeypatch.setattr("flows.server.served_api", lambda: None)
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         notify("broken", "tiny", "nobody")

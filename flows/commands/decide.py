@@ -17,7 +17,6 @@ from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     from flows.people.approval import DecisionOutcome
-    from flows.people.draft import ModeDraft
     from stages.decisions import Action, Decision
     from stages.params import Params
 
@@ -197,24 +196,27 @@ def approve(
     Every failure mode needs a choice, and one to repair or accept needs a reason. --repair, --accept and --ignore are
     repeatable.
     """
-    from flows.people.draft import DecisionDraft
+    from flows.people.draft import decision_of, missing
     from flows.request import read_modes
 
     name, present = _open(audit, landscape)
     modes = read_modes(name)
     chosen = _choices({"repair": repair or (), "accept": accept or (), "ignore": ignore or ()})
-    draft = DecisionDraft(reviewer=_name(reviewer), approve=True, reason=reason, modes=chosen)
-    undecided, silent = draft.missing(modes)
+    known = [mode.id for mode in modes]
+    if unknown := [mode for mode in chosen if mode not in known]:
+        raise UsageError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
+    fields = {"reviewer": _name(reviewer), "reason": reason, "decision": "approve"}
+    for mode, (action, why) in chosen.items():
+        fields |= {f"action.{mode}": action, f"reason.{mode}": why}
+    undecided, silent = missing(fields, modes)
     if not (undecided or silent):
-        _decide(name, draft.decision(present, modes), revise)
+        _decide(name, decision_of(fields, present, modes), revise)
         return
     lacking = [f"{', '.join(undecided)}: a choice is needed"] if undecided else []
     lacking += [f"{', '.join(silent)}: a reason is needed"] if silent else []
-    words = [
-        f"--{one.action} {mode}={shlex.quote(one.reason)}" for mode, one in chosen.items() if one.action != "ignore"
-    ]
+    words = [f"--{action} {mode}={shlex.quote(why)}" for mode, (action, why) in chosen.items() if action != "ignore"]
     words += [f"--repair {mode}=''" for mode in undecided]
-    words += [f"--ignore {mode}" for mode, one in chosen.items() if one.action == "ignore"]
+    words += [f"--ignore {mode}" for mode, (action, _) in chosen.items() if action == "ignore"]
     words += [f"--{key} {shlex.quote(text)}" for key, text in (("reviewer", reviewer), ("reason", reason)) if text]
     words += [f"--landscape {landscape}"] if landscape else []
     words += ["--revise"] if revise else []
@@ -236,10 +238,11 @@ def reject(
     revise: _Revise = False,
 ) -> None:
     """Reject the landscape of an audit: no repair is made, and the audit ends as if a gate had failed."""
-    from flows.people.draft import DecisionDraft
+    from flows.people.draft import decision_of
 
     name, present = _open(audit, landscape)
-    _decide(name, DecisionDraft(reviewer=_name(reviewer), approve=False, reason=reason).decision(present, []), revise)
+    fields = {"reviewer": _name(reviewer), "reason": reason, "decision": "reject"}
+    _decide(name, decision_of(fields, present, []), revise)
 
 
 def _open(audit: str, landscape: str | None) -> tuple[str, str]:
@@ -265,17 +268,15 @@ def _name(reviewer: str | None) -> str:
     return name
 
 
-def _choices(options: Mapping[Action, Sequence[str]]) -> dict[str, ModeDraft]:
-    """Return the choices by mode from options such as `--repair M1,M3='seen in the field'`."""
-    from flows.people.draft import ModeDraft
-
-    chosen: dict[str, ModeDraft] = {}
+def _choices(options: Mapping[Action, Sequence[str]]) -> dict[str, tuple[Action, str]]:
+    """Return the choices and reasons by mode from options such as `--repair M1,M3='seen in the field'`."""
+    chosen: dict[str, tuple[Action, str]] = {}
     for action, text in ((action, text) for action, texts in options.items() for text in texts):
         modes, _, reason = text.partition("=")
         for mode in filter(None, map(str.strip, modes.split(","))):
             if mode in chosen:
                 raise UsageError(f"mode {mode} is named twice, expected one of --repair, --accept and --ignore")
-            chosen[mode] = ModeDraft(action=action, reason=reason.strip())
+            chosen[mode] = action, reason.strip()
     return chosen
 
 

@@ -71,11 +71,12 @@ def serve(
     Run it in a terminal that stays open, or as a system service. Uses the Prefect server at PREFECT_API_URL if set;
     otherwise starts its own, reachable from this machine only. Audits run one at a time.
     """
+    params, _ = open_workspace(None, True)
+    # Only here, as what imports Prefect needs the environment of the workspace.
     from flows.recur.schedule import FILE, add_missing
     from flows.serve import serve as run
     from flows.serve import show_links
 
-    params, _ = open_workspace(None, True)
     if link:
         say(*show_links())
         return
@@ -110,12 +111,12 @@ def notify(
     The address is stored as a block on the Prefect server, never in a file of the workspace. Without options, shows
     the current setting.
     """
+    open_workspace(None, True)
     from flows.recur.deploy import refresh_automations
     from flows.recur.notify import current, send_test, set_block, set_url
     from flows.serve import RECORDS
     from flows.server import start_prefect_api
 
-    open_workspace(None, True)
     given = {"slack": slack, "webhook": webhook, "email": email}
     chosen = [kind for kind, url in given.items() if url is not None]
     if len(chosen) + (block is not None) + off > 1:
@@ -137,11 +138,11 @@ def notify(
 
 
 def _list_schedules() -> None:
+    params, _ = open_workspace(None, True)
     from flows.recur.deploy import overview, show_schedules
     from flows.recur.schedule import FILE, read_entries
     from flows.server import configured_api, responds
 
-    params, _ = open_workspace(None, True)
     with working("asking for the last runs"):
         entries = read_entries()
         api = configured_api()

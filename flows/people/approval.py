@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.request import close_request, minutes, needs_decision, open_request, present, read_request, waits_for_person
@@ -25,7 +24,6 @@ class DecisionOutcome(NamedTuple):
     """A recorded decision; `next_steps` are sentences about what happens next."""
 
     audit: str
-    path: Path
     reviewer: str
     approve: bool
     next_steps: list[str]
@@ -37,10 +35,7 @@ def expire(params: Params, audit: str) -> RecordedDecision | None:
     No timer runs in the background: the next process that looks records the rejection and sends the notification.
     """
     request = read_request(audit)
-    if request is None or request.landscape is None:
-        return None
-    landscape = needs_decision(params, audit)
-    if landscape is None or landscape != request.landscape:
+    if request is None or (landscape := request.landscape) is None or landscape != needs_decision(params, audit):
         return None
     request = open_request(params, audit)  # with the limit that params.yaml sets now
     if request.expires is None or request.expires > datetime.now(UTC):
@@ -136,7 +131,7 @@ def decide(
     elif not resumed:
         goes = "continues from here" if decision.approve else "ends there, as with a failed gate"
         steps.append(f"Then `faded audit {audit}` {goes}.")
-    return DecisionOutcome(audit, kept.path, name, decision.approve, steps)
+    return DecisionOutcome(audit, name, decision.approve, steps)
 
 
 def sentence(text: str) -> str:
@@ -145,36 +140,30 @@ def sentence(text: str) -> str:
 
 
 def wake(params: Params, audit: str) -> list[str]:
-    """Resume flow runs that are suspended on the audit if its landscape is decided now; called after any decision.
+    """Resume flow runs that are suspended on the audit if its landscape is decided now, and cancel outdated ones.
 
-    Runs that are suspended on an earlier landscape, or on an audit that no longer asks anybody, are cancelled. Returns
-    sentences about what was done. An error is one of them: the decision is recorded, so the next run continues from it.
+    Returns sentences about what was done. An error is one of them: the decision is recorded, so the next run continues.
     """
     try:
-        return _wake(params, audit)
+        request, now = read_request(audit), None
+        if request is None:
+            return []
+        if waits_for_person(params, audit):
+            from stages.decisions import standing
+
+            if present(audit) is None or not (now := standing(params, audit)).complete:
+                return []
+        resumed: list[str] = []
+        left: dict[str, str] = {}
+        if request.runs:
+            from flows.people.waiting import end_wait
+
+            resumed, left = end_wait(audit, now, request.runs)
+        close_request(audit, left)
+        return resumed
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         return [f"the run that waits for {audit} could not be resumed ({why}): the next run of {audit} continues"]
-
-
-def _wake(params: Params, audit: str) -> list[str]:
-    request = read_request(audit)
-    if request is None:
-        return []
-    now = None
-    if waits_for_person(params, audit):
-        from stages.decisions import standing
-
-        if present(audit) is None or not (now := standing(params, audit)).complete:
-            return []
-    resumed: list[str] = []
-    left: dict[str, str] = {}
-    if request.runs:
-        from flows.people.waiting import end_wait
-
-        resumed, left = end_wait(audit, now, request.runs)
-    close_request(audit, left)
-    return resumed
 
 
 def settle(params: Params, audit: str) -> list[str]:
@@ -182,19 +171,15 @@ def settle(params: Params, audit: str) -> list[str]:
 
     Returns sentences about what was done. Each names the audit, as people read them among those of other audits.
     """
-    lines = []
-    if (no := expire(params, audit)) is not None:
-        lines.append(f"rejected: {no.reason}")
+    no = expire(params, audit)
+    lines = [] if no is None else [f"rejected: {no.reason}"]
     if read_request(audit) is not None and needs_decision(params, audit) is None:
         lines += wake(params, audit)
     return [f"{audit}: {line}" for line in lines]
 
 
 def open_standing(params: Params, audit: str, revise: bool) -> Standing:
-    """The decisions so far on a landscape that is to be reviewed now.
-
-    Raises AlreadyDecided if no more decisions are needed, unless an earlier one is to be revised.
-    """
+    """The decisions so far on a landscape to be reviewed. Raises AlreadyDecided if it needs no more, unless revised."""
     from stages.decisions import AlreadyDecided, standing
 
     expire(params, audit)

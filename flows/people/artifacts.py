@@ -10,10 +10,11 @@ import socket
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 
 from flows.evidence.write import keep_evidence
-from flows.people.review.links import report_urls, review_url
+from flows.people.review.links import reports_of, review_url
 from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
 from flows.run_stage import StageResult, finished
@@ -24,7 +25,6 @@ from stages.decisions import standing
 from stages.pages.words import by_usage, gate_view, interval, percent
 from stages.params import Params, load_params
 from stages.records import audit_folder
-from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
 
 _SHOWN = 4  # examples of a mode
@@ -37,9 +37,8 @@ def conclusion_of(params: Params, audit: str, results: Sequence[StageResult]) ->
     ending = how_it_ended(params, audit, results)
     evidence, problem = keep_evidence(params, audit) if finished(audit, results) else (None, None)
     drift = None
-    if ending.anew and ending.kind in ("done", "gate failed"):
-        history = read_history(params, audit, 1)
-        drift = f"{audit}: {history.drift}" if history.shown > 0 else None
+    if ending.anew and ending.kind in ("done", "gate failed") and (past := read_history(params, audit, 1)).shown > 0:
+        drift = f"{audit}: {past.drift}"
     return Conclusion(ending, artifacts_of(params, ending, results), evidence, problem, drift)
 
 
@@ -76,11 +75,7 @@ def artifact(audit: str, what: str, title: str, text: Callable[[], str]) -> list
 
 
 def verdict_markdown(verdict: LastVerdict, *, anew: bool = True) -> str:
-    """The verdict with its gates, as markdown, in the units of the report.
-
-    Args:
-        anew: whether this run reached it; otherwise an earlier run did, and it still holds.
-    """
+    """The verdict with its gates, as markdown; `anew` is whether this run reached it rather than an earlier one."""
     lines = [] if anew else ["Nothing changed since this verdict was reached.", ""]
     for text in (verdict.decided, verdict.statement):
         lines += [prose(text[:1].upper() + text[1:]), ""] if text else []
@@ -112,7 +107,11 @@ def modes_markdown(audit: str) -> str:
         spread = interval(mode.low, mode.high)
         lines.append(_row(mode.id, code(mode.text), percent(mode.rate), spread, percent(mode.share)))
     for mode in found.modes:
-        lines += _examples(mode, [one for one in examples.get(mode.id, ()) if one.failed][:_SHOWN])
+        failing = [one.exhibit for one in examples.get(mode.id, ()) if one.failed][:_SHOWN]
+        captions = ", ".join(code(one.caption[:_LETTERS]) for one in failing if one.caption)
+        lines += ["", f"**{mode.id}**, examples that fail: {captions}"] if failing else []
+        if pictures := [picture for one in failing if (picture := one.image or one.drawn) is not None]:
+            lines += ["", f"![examples of {mode.id}]({_strip(pictures)})"]
     return "\n".join([*lines, "", where(audit)])
 
 
@@ -121,18 +120,11 @@ def where(audit: str) -> str:
     at_home = f"On {socket.gethostname()} in `{Path.cwd()}`: `faded report {audit}`"
     if audit not in load_params().repairs:  # nobody decides on it, so it has no review page
         return at_home
-    pages = {"Review page": review_url(audit), **report_urls(audit)}
-    links = " · ".join(f"[{title}]({url})" for title, url in pages.items() if url is not None)
-    return f"{links}\n\n" * bool(links) + f"{at_home}, `faded review {audit} --link`"
-
-
-def _examples(mode: ModeRecord, failing: Sequence[ShownExample]) -> list[str]:
-    if not failing:
-        return []
-    pictures = [picture for one in failing if (picture := one.exhibit.image or one.exhibit.drawn) is not None]
-    captions = [code(one.exhibit.caption[:_LETTERS]) for one in failing if one.exhibit.caption]
-    lines = ["", f"**{mode.id}**, examples that fail: {', '.join(captions)}"]
-    return [*lines, "", f"![examples of {mode.id}]({_strip(pictures)})"] if pictures else lines
+    at_home += f", `faded review {audit} --link`"
+    if (url := review_url(audit)) is None:
+        return at_home
+    pages = [("Review page", url), *((title, f"{url}/{name}") for name, title in reports_of(audit))]
+    return " · ".join(f"[{title}]({there})" for title, there in pages) + f"\n\n{at_home}"
 
 
 def _strip(pictures: Sequence[bytes]) -> str:
@@ -146,11 +138,10 @@ def _strip(pictures: Sequence[bytes]) -> str:
         size = max(1, image.width * _HEIGHT // image.height), _HEIGHT
         how = Image.Resampling.NEAREST if image.height < _HEIGHT else Image.Resampling.LANCZOS
         small.append(image.resize(size, how))
-    strip = Image.new("RGBA", (sum(image.width + _GAP for image in small) - _GAP, _HEIGHT))
-    left = 0
-    for image in small:
+    lefts = list(accumulate((image.width + _GAP for image in small), initial=0))
+    strip = Image.new("RGBA", (lefts[-1] - _GAP, _HEIGHT))
+    for image, left in zip(small, lefts, strict=False):
         strip.paste(image, (left, 0))
-        left += image.width + _GAP
     buffer = BytesIO()
     strip.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode('ascii')}"

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from shlex import quote as shell_quote
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -14,10 +14,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
-from flows.people.review.app import Audit, SignedIn, enter, make_app, signed_in
+from flows.people.review.app import Audit, SignedIn, enter, signed_in
 from flows.people.review.server import serve_pages
 from flows.people.review.view import review_templates
-from flows.results.probes import CHOSEN_BY, MODELS, ORDERS, OUTCOMES, PAGE, UNDER_TEST, ProbeQuery, ProbeTable
+from flows.results.probes import (
+    CHOSEN_BY,
+    MODELS,
+    ORDERS,
+    OUTCOMES,
+    PAGE,
+    UNDER_TEST,
+    ProbeQuery,
+    ProbeTable,
+    number_in,
+)
 from flows.server.security import PAGE_POLICY
 from stages.core.errors import FadedError
 from stages.pages.examples import Case, changed_levels
@@ -42,30 +52,21 @@ def probes_path(audit: str) -> str:
 class ShownProbes:
     """Probes as people see them: inputs are changed again by the audit's task, answers are those that were recorded.
 
-    Args:
-        task: the audit's task; None if it cannot be loaded, and only answers are shown.
-        without: why it cannot.
+    If the task cannot be loaded, for the reason `without`, only answers are shown. Raises a UsageError if there are no
+    probes, or no landscape yet.
     """
 
-    def __init__(self, here: AuditFolder, table: ProbeTable, task: LoadedTask | None, without: str) -> None:
-        self.audit, self.table, self.without, self._task = here.path.name, table, without, task
+    def __init__(self, params: Params, audit: str) -> None:
+        here = audit_folder(audit)
+        self.audit, self.table, self.without = audit, ProbeTable(here), ""
+        self._task: LoadedTask | None = None
+        try:
+            self._task = load_alone(audit, params.audit(audit), here.prepare.path)
+        except Exception as error:  # a user's task may fail in any way
+            self.without = str(error) if isinstance(error, FadedError) else f"{type(error).__name__}: {error}"
         self._drawn = _drawings(here)
         self._lock = threading.Lock()  # a task may not be used by several threads
-        self.pictured = any(one.image is not None for one in self.exhibits(np.arange(len(table))[:1]))
-
-    @classmethod
-    def read(cls, params: Params, audit: str) -> Self:
-        """Read an audit's probes, and load its task.
-
-        Raises a UsageError if there are no probes, or no landscape yet.
-        """
-        here, without, task = audit_folder(audit), "", None
-        table = ProbeTable(here)
-        try:
-            task = load_alone(audit, params.audit(audit), here.prepare.path)
-        except Exception as error:  # a user's task may fail in any way
-            without = str(error) if isinstance(error, FadedError) else f"{type(error).__name__}: {error}"
-        return cls(here, table, task, without)
+        self.pictured = any(one.image is not None for one in self.exhibits(np.arange(len(self.table))[:1]))
 
     def exhibits(self, rows: np.ndarray) -> list[Exhibit]:
         """Return what people see of some probes, with their answers."""
@@ -183,8 +184,7 @@ def pages_of(shown: ShownProbes) -> APIRouter:
         wanted = ProbeQuery.read(request.query_params, table.space)
         chosen = table.select(wanted)
         last = max(1, -(-len(chosen) // PAGE))
-        asked = request.query_params.get("page", "")
-        page = min(max(1, int(asked)) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 1, last)
+        page = min(max(1, number_in(request.query_params.get("page", "")) or 1), last)
         here = chosen[PAGE * (page - 1) : PAGE * page]
         steps = {"First": 1, "Previous": page - 1, "Next": page + 1, "Last": last}
         return _page(
@@ -209,20 +209,16 @@ def pages_of(shown: ShownProbes) -> APIRouter:
         at = np.flatnonzero(chosen == row).tolist()
         beside = {"Previous": chosen[at[0] - 1 : at[0]], "Next": chosen[at[0] + 1 : at[0] + 2]} if at else {}
         links = [("All probes", _to(audit, wanted, at[0] // PAGE + 1 if at else 1))]
-        links += [
-            (name, f"{probes_path(audit)}/{other[0]}?{urlencode(wanted.query)}")
-            for name, other in beside.items()
-            if len(other)
-        ]
+        there = [(name, int(other[0])) for name, other in beside.items() if len(other)]
+        links += [(name, f"{probes_path(audit)}/{other}?{urlencode(wanted.query)}") for name, other in there]
         [one] = rows_of(shown, np.array([row]), wanted, whole=True)
         others = table.alike(row)
         cell = table.cells(np.array([row]))[0]
         levels = [(of.name, of.label(level)) for of, level in zip(table.space.concepts, cell.tolist(), strict=True)]
         modes = [(name, table.modes[name].text) for name in table.modes_of(row)]
         answers = rows_of(shown, others[:PAGE], wanted) if len(others) > 1 else []
-        return _page(
-            shown, "Probe", one=one, links=links, levels=levels, modes=modes, answers=answers, again=shown.command(row)
-        )
+        more = {"links": links, "levels": levels, "modes": modes, "answers": answers, "again": shown.command(row)}
+        return _page(shown, "Probe", one, **more)
 
     @router.get("/probes/{audit}/{row}/picture")
     def picture(audit: Audit, row: int, _session: SignedIn) -> Response:
@@ -269,10 +265,6 @@ def _page(shown: ShownProbes, title: str, one: ProbeRow | None = None, **context
 @contextlib.contextmanager
 def serve_probes(shown: ShownProbes, port: int | None = None) -> Iterator[str]:
     """Serve the pages on loopback while the block runs, and yield a link that opens them once, in one browser."""
-
-    def make(served: Any) -> Any:
-        return make_app(served, pages_of(shown))
-
-    served_with: dict[str, Any] = {"path": probes_path, "command": "faded report AUDIT --browse"}
-    with serve_pages(make, [shown.audit], port=port, **served_with) as served:
+    more: dict[str, Any] = {"path": probes_path, "command": "faded report AUDIT --browse"}
+    with serve_pages([shown.audit], port=port, pages=pages_of(shown), **more) as served:
         yield served.link(shown.audit)

@@ -1,97 +1,28 @@
-"""A person's decision before it is recorded: page, terminal, options and Prefect's form fill in one `DecisionDraft`.
+"""A person's decision before it is recorded: page, terminal, options and Prefect's form fill in the same fields.
 
-A form of the page has the fields `action.M1`, `severity.M1`, `reason.M1`, `rating.M1.3`, `bias.M1.3`, `corrected.M1.3`,
-`unreadable.M1.3`, and `reviewer`, `reason`, `decision`, `landscape`.
+They are `action.M1`, `severity.M1`, `reason.M1`, `rating.M1.3`, `bias.M1.3`, `corrected.M1.3`, `unreadable.M1.3`, and
+`reviewer`, `reason`, `decision`; the page's form also has `landscape`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qsl
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from stages.core.errors import UsageError
-from stages.decisions import SEVERITIES, Action, Decision, ExampleRating, ModeDecision
+from stages.decisions import SEVERITIES, Decision
 from stages.decisions.names import clean_name
-from stages.params import Strict, validation_lines
+from stages.params import validation_lines
 from stages.records import ModeRecord
 
 
 class DraftError(UsageError):
-    """A draft that is not a decision; `problems` has everything that is missing or wrong."""
+    """Fields that are not a decision; `problems` has everything that is missing or wrong."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-
-
-class ModeDraft(Strict):
-    """What a person chose for a failure mode so far."""
-
-    action: Action | None = None
-    severity: Literal["low", "medium", "high"] = "medium"
-    reason: str = ""
-
-
-class DecisionDraft(Strict):
-    """What a person has entered so far.
-
-    Args:
-        approve: whether the repair is approved; None before that is chosen.
-    """
-
-    reviewer: str = ""
-    approve: bool | None = None
-    reason: str = ""
-    modes: dict[str, ModeDraft] = Field(default_factory=dict)
-    examples: list[ExampleRating] = Field(default_factory=list)
-
-    def missing(self, modes: Sequence[ModeRecord]) -> tuple[list[str], list[str]]:
-        """The modes of a landscape without a choice, and those whose choice lacks a reason.
-
-        Raises a DraftError if it chooses for a mode that the landscape does not have.
-        """
-        known = [mode.id for mode in modes]
-        if unknown := [name for name in self.modes if name not in known]:
-            raise DraftError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
-        chosen = {name: self.modes.get(name, ModeDraft()) for name in known}
-        undecided = [name for name, choice in chosen.items() if choice.action is None]
-        needing = [name for name, choice in chosen.items() if choice.action in ("repair", "accept")]
-        return undecided, [name for name in needing if not chosen[name].reason.strip()]
-
-    def decision(self, landscape: str, modes: Sequence[ModeRecord]) -> Decision:
-        """The decision on a landscape; a rejection may leave out modes and reasons.
-
-        Raises a DraftError if anything is missing or wrong.
-        """
-        undecided, silent = self.missing(modes)
-        problems, reviewer = [], ""
-        try:
-            reviewer = clean_name(self.reviewer)
-        except UsageError as error:
-            problems.append(str(error))
-        if self.approve is None:
-            problems.append("neither approve nor reject was chosen")
-        if self.approve and undecided:
-            problems.append(f"{', '.join(undecided)}: nothing was chosen, expected repair, accept or ignore")
-        if self.approve and silent:
-            problems.append(f"{', '.join(silent)}: a reason is required to repair or accept a mode, found none")
-        if problems:
-            raise DraftError(*problems)
-        return Decision(
-            landscape=landscape,
-            reviewer=reviewer,
-            reason=self.reason.strip(),
-            approve=bool(self.approve),
-            modes=[_decided(mode.id, self.modes[mode.id]) for mode in modes if mode.id not in undecided],
-            examples=self.examples,
-        )
-
-
-def _decided(name: str, choice: ModeDraft) -> ModeDecision:
-    assert choice.action is not None
-    severity = choice.severity if choice.action == "repair" else "medium"  # only repairs have a severity
-    return ModeDecision(id=name, action=choice.action, severity=SEVERITIES[severity], reason=choice.reason.strip())
 
 
 SCORES = tuple(str(score) for score in range(1, 11))
@@ -128,27 +59,69 @@ def read_fields(body: bytes) -> Fields:
     return {name: value.replace("\r\n", "\n") for name, value in pairs}
 
 
-def draft_of(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> DecisionDraft:
-    """What was filled in. Raises a DraftError if a field has a value that the page does not offer."""
-    examples = []
-    for name in (shown.id for mode in modes for shown in mode.examples):
-        if entries := _entries(fields, name, "rating", "bias", "corrected", "unreadable"):
-            scores = {
-                kind: int(text) for kind, text in entries.items() if text in SCORES and kind in ("rating", "bias")
-            }
-            unreadable = {"unreadable": True} if "unreadable" in entries else {}
-            examples.append({"id": name, **entries, **scores, **unreadable})
+def missing(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> tuple[list[str], list[str]]:
+    """The modes of a landscape without a choice, and those whose choice lacks a reason."""
+    chosen = {mode.id: _entries(fields, mode.id, "action", "reason") for mode in modes}
+    undecided = [name for name, entries in chosen.items() if "action" not in entries]
+    silent = [
+        name
+        for name, entries in chosen.items()
+        if entries.get("action") in ("repair", "accept") and "reason" not in entries
+    ]
+    return undecided, silent
+
+
+def decision_of(fields: Mapping[str, str], landscape: str, modes: Sequence[ModeRecord]) -> Decision:
+    """The decision on a landscape in the fields of a form; a rejection may leave out modes and reasons.
+
+    Raises a DraftError if anything is missing, or has a value that the page does not offer.
+    """
+    undecided, silent = missing(fields, modes)
+    approve = {"approve": True, "reject": False}.get(fields.get("decision", ""))
+    problems = []
+    try:
+        clean_name(fields.get("reviewer", ""))
+    except UsageError as error:
+        problems.append(str(error))
+    if approve is None:
+        problems.append("neither approve nor reject was chosen")
+    if approve and undecided:
+        problems.append(f"{', '.join(undecided)}: nothing was chosen, expected repair, accept or ignore")
+    if approve and silent:
+        problems.append(f"{', '.join(silent)}: a reason is required to repair or accept a mode, found none")
+    if problems:
+        raise DraftError(*problems)
     given = {
-        "reviewer": fields.get("reviewer", ""),
-        "approve": {"approve": True, "reject": False}.get(fields.get("decision", "")),
-        "reason": fields.get("reason", ""),
-        "modes": {mode.id: _entries(fields, mode.id, "action", "severity", "reason") for mode in modes},
-        "examples": examples,
+        "landscape": landscape,
+        "reviewer": fields["reviewer"],
+        "reason": fields.get("reason", "").strip(),
+        "approve": approve,
+        "modes": [_chosen(fields, mode.id) for mode in modes if mode.id not in undecided],
+        "examples": [
+            rated for mode in modes for example in mode.examples if (rated := _rated(fields, example.id)) is not None
+        ],
     }
     try:
-        return DecisionDraft.model_validate(given)
+        return Decision.model_validate(given)
     except ValidationError as error:
-        raise DraftError(*validation_lines(error, DecisionDraft)) from None
+        raise DraftError(*validation_lines(error, Decision)) from None
+
+
+def _chosen(fields: Mapping[str, str], name: str) -> dict[str, Any]:
+    """What was chosen for a failure mode; only repairs have a severity."""
+    entries = _entries(fields, name, "action", "severity", "reason")
+    severity = entries.pop("severity", "medium")
+    if entries["action"] == "repair":
+        entries["severity"] = SEVERITIES.get(severity, severity)
+    return {"id": name, **entries}
+
+
+def _rated(fields: Mapping[str, str], name: str) -> dict[str, Any] | None:
+    """What was said about an example, None if nothing was."""
+    entries = _entries(fields, name, "rating", "bias", "corrected", "unreadable")
+    scores = {kind: int(entries[kind]) for kind in ("rating", "bias") if entries.get(kind) in SCORES}
+    unreadable = {"unreadable": True} if "unreadable" in entries else {}
+    return {"id": name, **entries, **scores, **unreadable} if entries else None
 
 
 def _entries(fields: Mapping[str, str], name: str, *kinds: str) -> dict[str, Any]:

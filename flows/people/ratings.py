@@ -34,21 +34,14 @@ CURVE_ROWS = 9
 
 @dataclass(frozen=True)
 class RatingsLesson:
-    """What the scores of an audit teach.
-
-    Args:
-        bound: {fails_below or fails_above: rating} in force, or proposed.
-        fit: the map; None if there are too few scores.
-        ratings: the map for the file; None if it predicts no better than a constant.
-        refusal: why it cannot be put in force; "" if it can.
-    """
+    """What the scores of an audit teach."""
 
     target: Target
     evidence: RatedScores
-    bound: dict[str, float]
-    fit: Fit | None = None
-    ratings: Ratings | None = None
-    refusal: str = ""
+    bound: dict[str, float]  # {fails_below or fails_above: rating} in force, or proposed
+    fit: Fit | None = None  # the map; None if there are too few scores
+    ratings: Ratings | None = None  # the map for the file; None if it predicts no better than a constant
+    refusal: str = ""  # why it cannot be put in force; "" if it can
 
     @property
     def threshold(self) -> float:
@@ -64,8 +57,13 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
     control = _control(name)
     learnt = _learn(params, name, target, control)
     _show_evidence(name, learnt, console)
-    if learnt.fit is not None:
-        _show_fit(learnt.fit, console)
+    if (fit := learnt.fit) is not None:
+        numbers = ("mean error (rating points)", "95% interval")
+        table = new_table("", *numbers, title="Error on unseen items", right=numbers)
+        rows = (("a constant", fit.constant), (f"the best map ({fit.kind})", fit.error), ("lower by", fit.gain))
+        for what, rate in rows:
+            table.add_row(what, f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
+        console.print(table)
     if learnt.ratings is not None:
         _show_curve(learnt, learnt.ratings, console)
         effect = f"there are no probes yet: `faded audit {name}` shows what these ratings change"
@@ -94,10 +92,9 @@ def write_ratings(name: str, learnt: RatingsLesson, console: Console) -> None:
     if sharing:
         console.print(f"{', '.join(sharing)} share these settings, so they change too")
     if others := [other for other in sharing if scale_of(audits[other]) != learnt.ratings.scale]:
-        why = (
-            "measured on another scale, so these ratings are refused there; give each of them a discrepancy of its own"
-        )
-        console.print(f"[yellow]{', '.join(others)}: {why}[/]", soft_wrap=True)
+        refused = "measured on another scale, so these ratings are refused there"
+        told = f"{', '.join(others)}: {refused}; give each of them a discrepancy of its own"
+        console.print(f"[yellow]{told}[/]", soft_wrap=True)
     next_step = f"commit both, and see what is now stale with `faded plan {name}`"
     print_plain(console, f"written to {path} and {PARAMS}; {next_step}")
 
@@ -136,7 +133,14 @@ def _bound(params: Params, name: str, target: Target) -> dict[str, float]:
 def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> RatingsLesson:
     evidence = gather(params, name, target)
     if not evidence.scored:
-        _check_modes(name)
+        found = audit_folder(name).summarize
+        if found.has("landscape") and not (landscape := found.landscape).modes:  # then a review has no examples
+            suspected = f" ({len(landscape.suspected)} only suspected)" if landscape.suspected else ""
+            raise UsageError(
+                f"there is nothing to rate: examples are those of failure modes, and none of {name} was confirmed"
+                f"{suspected}; raise audits.{name}.discover.budget, which also pays for more fresh probes to confirm"
+                f" them, and run `faded audit {name}`"
+            )
         left = f"; {evidence.of_another_scale} were of another scale" if evidence.of_another_scale else ""
         raise UsageError(
             f"nobody has rated the {target} of examples of {name} yet{left}: do so with `faded review {name}`"
@@ -144,33 +148,23 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
     bound = _bound(params, name, target)
     if refusal := too_few_scores(evidence.scored):
         return RatingsLesson(target, evidence, bound, refusal=refusal)
-    found = fit_ratings(evidence.scored, target)
-    if not found.teaches:
+    fit = fit_ratings(evidence.scored, target)
+    if not fit.teaches:
         refusal = (
             f"no map from the automatic measure predicts the ratings of unseen items significantly better than a"
-            f" constant does (error {found.constant.value:.2f} of the constant, lower by"
-            f" {found.gain.value:.2f}, 95% interval {found.gain.low:.2f} to {found.gain.high:.2f})"
+            f" constant does (error {fit.constant.value:.2f} of the constant, lower by"
+            f" {fit.gain.value:.2f}, 95% interval {fit.gain.low:.2f} to {fit.gain.high:.2f})"
         )
-        return RatingsLesson(target, evidence, bound, found, refusal=refusal)
-    learnt = RatingsLesson(target, evidence, bound, found, _as_file(params, name, target, evidence, found))
-    if control is None or learnt.ratings is None:
-        return learnt
-    return replace(learnt, refusal=_unfounded(control, learnt.ratings, learnt.threshold))
-
-
-def _check_modes(name: str) -> None:
-    """Refuse to send people to a review without examples to rate, as a landscape without a failure mode has none."""
-    found = audit_folder(name).summarize
-    if found.has("landscape") and not (landscape := found.landscape).modes:
-        suspected = f" ({len(landscape.suspected)} only suspected)" if landscape.suspected else ""
-        raise UsageError(
-            f"there is nothing to rate: examples are those of failure modes, and none of {name} was confirmed"
-            f"{suspected}; raise audits.{name}.discover.budget, which also pays for more fresh probes to confirm them,"
-            f" and run `faded audit {name}`"
-        )
+        return RatingsLesson(target, evidence, bound, fit, refusal=refusal)
+    ratings = _as_file(params, name, target, evidence, fit)
+    learnt = RatingsLesson(target, evidence, bound, fit, ratings)
+    return learnt if control is None else replace(learnt, refusal=_unfounded(control, ratings, learnt.threshold))
 
 
 def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, fit: Fit) -> Ratings:
+    def interval(rate: Rate) -> Interval:
+        return Interval(value=rate.value, low=rate.low, high=rate.high)
+
     return Ratings.model_validate(
         {
             "target": target,
@@ -182,17 +176,13 @@ def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, f
             "items": len({scored.item for scored in evidence.scored}),
             "reviewers": evidence.reviewers,
             "decisions": {kept.path.name: kept.sha256 for kept in evidence.decisions},
-            "error": _interval(fit.error),
-            "constant": _interval(fit.constant),
-            "gain": _interval(fit.gain),
+            "error": interval(fit.error),
+            "constant": interval(fit.constant),
+            "gain": interval(fit.gain),
             "agreement": agreement([kept.decision for kept in evidence.decisions]),
             "points": sorted((scored.discrepancy, scored.score) for scored in evidence.scored),
         }
     )
-
-
-def _interval(rate: Rate) -> Interval:
-    return Interval(value=rate.value, low=rate.low, high=rate.high)
 
 
 def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
@@ -205,32 +195,19 @@ def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
         f" {len(evidence.decisions)} decision(s) on {landscapes} landscape(s)",
         markup=False,
     )
-    if evidence.of_another_scale:
-        console.print(
-            f"{evidence.of_another_scale} more are of another scale (task, discrepancy or prepare have changed since)"
-            " and are ignored"
-        )
+    if more := evidence.of_another_scale:
+        since = "(task, discrepancy or prepare have changed since)"
+        console.print(f"{more} more are of another scale {since} and are ignored")
     agreed = agreement([kept.decision for kept in evidence.decisions])
     unknown = "no example was rated by two reviewers, so their agreement is unknown"
     console.print(agreed.statement if agreed else unknown, markup=False)
 
 
-def _show_fit(fit: Fit, console: Console) -> None:
-    numbers = ("mean error (rating points)", "95% interval")
-    table = new_table("", *numbers, title="Error on unseen items", right=numbers)
-    rows = (("a constant", fit.constant), (f"the best map ({fit.kind})", fit.error), ("lower by", fit.gain))
-    for what, rate in rows:
-        table.add_row(what, f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
-    console.print(table)
-
-
 def _show_curve(learnt: RatingsLesson, ratings: Ratings, console: Console) -> None:
     [(key, value)] = learnt.bound.items()
-    word = key.replace("_", " ")
-    low, high = ratings.x[0], ratings.x[-1]
-    numbers = ("automatic discrepancy", "rating")
-    table = new_table(*numbers, "", title=f"Expected human ratings ({word} {value:g})", right=numbers)
-    for x in np.linspace(low, high, CURVE_ROWS):
+    numbers, title = ("automatic discrepancy", "rating"), f"Expected human ratings ({key.replace('_', ' ')} {value:g})"
+    table = new_table(*numbers, "", title=title, right=numbers)
+    for x in np.linspace(ratings.x[0], ratings.x[-1], CURVE_ROWS):
         badness = ratings.badness(np.array([x]))
         score, fails = float(ratings.score(badness)[0]), badness[0] > learnt.threshold
         table.add_row(f"{x:.2f}", f"{score:.1f}", "█" * round(2 * score) + ("  fails" if fails else ""))
@@ -291,7 +268,6 @@ def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Conso
     cells = drawn[space.names].to_numpy(dtype=np.int64)
     shown = task.exhibit(drawn["item"].tolist(), cells)
     expected = task.items.table.set_index("id")["label"].reindex(drawn["item"])
-    pictures = [_pictures(path, k, exhibit) for k, exhibit in enumerate(shown, 1)]
     table = pd.DataFrame(
         {
             "draws": drawn["draws"].to_numpy(),
@@ -299,7 +275,7 @@ def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Conso
             "cell": [" ".join(map(str, cell)) for cell in cells.tolist()],
             "where": [space.describe(cell) for cell in cells],
             "input": [exhibit.text or "" for exhibit in shown],
-            "picture": pictures,
+            "picture": [_pictures(path, k, exhibit) for k, exhibit in enumerate(shown, 1)],
             "expected": expected.astype(str).to_numpy(),
             "answer": drawn["output"].to_numpy(),
             "fails": "",
@@ -308,11 +284,8 @@ def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Conso
     texts = ["item", "where", "input", "expected", "answer"]
     table[texts] = table[texts].astype(str).map(behind_apostrophe)
     replace_file(path, table.to_csv(index=False))
-    print_plain(
-        console,
-        f"{len(table)} probes ({draws} draws, as they occur in use) written to {path}: write yes or no into the column"
-        f" `fails` of each, then run the same command again",
-    )
+    next_step = "write yes or no into the column `fails` of each, then run the same command again"
+    print_plain(console, f"{len(table)} probes ({draws} draws, as they occur in use) written to {path}: {next_step}")
 
 
 def _pictures(path: Path, number: int, exhibit: Exhibit) -> str:

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, create_model
 
 from flows.people.approval import expire
 from flows.people.artifacts import artifact, modes_of
-from flows.people.draft import DecisionDraft, ModeDraft
+from flows.people.draft import Fields, decision_of
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import close_request, how_to_decide, open_request, read_modes
@@ -46,15 +46,13 @@ class DecisionForm(RunInput):
     reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
     reason: str = Field("", description="Why, in a sentence.")
 
-    def draft(self, modes: Sequence[ModeRecord]) -> DecisionDraft:
-        chosen = {}
+    def fields(self, modes: Sequence[ModeRecord]) -> Fields:
+        fields = {"reviewer": self.reviewer, "reason": self.reason, "decision": self.decision}
         for mode in modes:
-            action: Choice = getattr(self, mode.id, "undecided")
-            reason = getattr(self, why_field(mode.id), "")
-            chosen[mode.id] = ModeDraft(action=None if action == "undecided" else action, reason=reason)
-        return DecisionDraft(
-            reviewer=self.reviewer, approve=self.decision == "approve", reason=self.reason, modes=chosen
-        )
+            if (action := getattr(self, mode.id, "undecided")) != "undecided":
+                fields[f"action.{mode.id}"] = action
+            fields[f"reason.{mode.id}"] = getattr(self, why_field(mode.id), "")
+        return fields
 
 
 def wait_for_decision(params: Params, audit: str) -> None:
@@ -83,33 +81,29 @@ def wait_for_decision(params: Params, audit: str) -> None:
         modes = read_modes(audit)
         form = make_form(audit, now, modes, problem)
         this = pause_key(audit, now.landscape, attempt)
+        url = review_url(audit)
+        beside = how_to_decide(audit) + (f", {url}," if url is not None else "") + " or the form behind Resume"
         # Notify before suspending, as the process may be killed at any moment: rather twice than never.
         if this not in (run.empirical_policy.pause_keys or ()):
             text = partial(describe, audit, now, modes, problem)
             publish([*modes_of(audit), *artifact(audit, "decision", "Your decision is needed", text)])
-            logger.warning(how_to_answer(audit))
+            logger.warning(beside)
             notify("needs decision", audit, _where_to_decide(audit), this)
         try:
             # Prefect's function has no argument for the message beside the state.
-            suspended = partial(Suspended, message=how_to_answer(audit))
+            suspended = partial(Suspended, message=beside)
             with patch.object(flow_runs, "Suspended", suspended):
                 answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
+            _record(params, audit, answer, now)
+            problem = None
         except Pause:
             if (now := standing(params, audit)).complete:  # decided before there was a suspended run to resume
                 end_wait(audit, now, request.runs)
             raise
-        except ValidationError as error:
-            problem = f"the form was not filled in correctly: {' '.join(str(error).split())}"
-        else:
-            problem = _record(params, audit, answer, now)
-        if problem is not None:
+        except (ValidationError, UsageError) as error:
+            what = "the form was not filled in correctly: " if isinstance(error, ValidationError) else ""
+            problem = what + " ".join(str(error).split())
             logger.warning("%s, so %s is asked about again", problem, audit)
-
-
-def how_to_answer(audit: str) -> str:
-    """The message beside the state of a suspended run."""
-    url = review_url(audit)
-    return how_to_decide(audit) + (f", {url}," if url is not None else "") + " or the form behind Resume"
 
 
 def _where_to_decide(audit: str) -> str:
@@ -151,22 +145,18 @@ def _fails(mode: ModeRecord) -> str:
     return f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
 
 
-def _record(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
-    """Record the form's answer; return why it was refused, if it was."""
-    try:
-        modes = read_modes(audit)
-        decision = answer.draft(modes).decision(now.landscape, modes)
-        # The form returns the same answer each time the flow starts, also if it was recorded before a resume or kill.
-        for earlier in now.decisions:
-            same = earlier.approve == decision.approve and actions(earlier.modes) == actions(decision.modes)
-            if same and same_person(earlier.reviewer, decision.reviewer):
-                return None
-        if listed_keys(params, audit):  # anybody who sees the form could sign as anybody
-            raise UsageError(
-                f"decisions on {audit} are signed, which this form cannot do: get your own link on the machine of"
-                f" the audit, `faded review {audit} --link --reviewer NAME`"
-            )
-        record_decision(params, audit, decision, "prefect")
-    except UsageError as error:
-        return " ".join(str(error).split())
-    return None
+def _record(params: Params, audit: str, answer: DecisionForm, now: Standing) -> None:
+    """Record the form's answer. Raises a UsageError if it is refused."""
+    modes = read_modes(audit)
+    decision = decision_of(answer.fields(modes), now.landscape, modes)
+    # The form returns the same answer each time the flow starts, also if it was recorded before a resume or kill.
+    for earlier in now.decisions:
+        same = earlier.approve == decision.approve and actions(earlier.modes) == actions(decision.modes)
+        if same and same_person(earlier.reviewer, decision.reviewer):
+            return
+    if listed_keys(params, audit):  # anybody who sees the form could sign as anybody
+        raise UsageError(
+            f"decisions on {audit} are signed, which this form cannot do: get your own link on the machine of"
+            f" the audit, `faded review {audit} --link --reviewer NAME`"
+        )
+    record_decision(params, audit, decision, "prefect")

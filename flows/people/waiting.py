@@ -56,15 +56,16 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
     Returns sentences about what was done, and the runs whose server could not be reached.
 
     Args:
-        now: the decisions, which are entered in the form, as a run cannot be resumed without. None if nobody is asked
-            any more, so that all are cancelled.
+        now: the decisions, for the form of a run that resumes; None if nobody is asked any more: all are cancelled.
         runs: the URL of the API on which each run was suspended, by id.
     """
     ended: list[str] = []
     here, left = configured_api(), dict(runs)  # where runs may have moved: our own server may get another port
+    # People who have decided should not wait for a server that is gone.
+    patience = {"timeout": httpx.Timeout(20, connect=5)}
     for url in dict.fromkeys([*([here] if here else []), *runs.values()]):
         try:
-            with _api(url) as client:
+            with talking_to(url), get_client(sync_client=True, httpx_settings=patience) as client:
                 for run in _known(client, list(left)):
                     if (landscape := _asks_about(audit, run)) is not None:
                         ended.append(_end(client, audit, now, run, landscape))
@@ -81,7 +82,7 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
 
 def _end(client: SyncPrefectClient, audit: str, now: Standing | None, run: FlowRun, landscape: str) -> str:
     if now is not None and landscape == now.landscape:
-        title, text, told = DECIDED, decided_markdown(now.decisions), _resume(client, run, _answer(now))
+        title, text, told = DECIDED, decided_markdown(now.decisions), _resume(client, run, now)
     else:
         why = f"a rule now decides on {audit}" if now is None else _outdated(audit, landscape)
         title, text, told = "No decision is needed", prose(why), _cancel(client, run, why)
@@ -107,18 +108,15 @@ def _cancel(client: SyncPrefectClient, run: FlowRun, why: str) -> str:
     return f"the suspended flow run {run.name} was cancelled: {why}"
 
 
-def _answer(now: Standing) -> dict[str, str]:
+def _resume(client: SyncPrefectClient, run: FlowRun, now: Standing) -> str:
     last = now.rejection or now.decisions[-1]
-    return {
+    answer = {
         "decision": "approve" if last.approve else "reject",
         "reviewer": last.reviewer,
         "reason": last.reason,
         **actions(last.modes),
         **{why_field(mode.id): mode.reason for mode in last.modes},
     }
-
-
-def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, str]) -> str:
     response = client.resume_flow_run(run.id, run_input=answer)
     reason = getattr(response.details, "reason", None) or "no reason given"
     # Its process has not stored the form, or an older version of Faded with other fields has. The flow finds the
@@ -148,14 +146,6 @@ def _asks_about(audit: str, run: FlowRun) -> str | None:
 def pause_key(audit: str, landscape: str, attempt: int) -> str:
     """The key under which Prefect stores the form that a run waits for."""
     return f"{key(audit, landscape)}-{attempt}"
-
-
-@contextlib.contextmanager
-def _api(url: str) -> Iterator[SyncPrefectClient]:
-    # People who have decided should not wait for a server that is gone.
-    patience = {"timeout": httpx.Timeout(20, connect=5)}
-    with talking_to(url), get_client(sync_client=True, httpx_settings=patience) as client:
-        yield client
 
 
 def why_field(mode: str) -> str:

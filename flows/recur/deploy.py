@@ -5,7 +5,6 @@ Also the overview of schedules: the next start, the last run, and what waits for
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import subprocess
 import sys
@@ -13,9 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.actions import SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
 from rich.console import Console
 from rich.markup import escape
 
@@ -30,13 +37,8 @@ from flows.workspace import stage_environment
 from stages.core.errors import FadedError, InfrastructureError, UsageError
 from stages.params import Params
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
-    from prefect.events.schemas.automations import AutomationCore
-
-
 _OWNED = "Audits of "  # start of the description of Faded's work pools
+_DEAD, _LATE = "tell of dead runs", "tell of late runs"  # ends of the names of automations
 LATE = timedelta(hours=1)  # that a run may wait for its start before people are notified
 
 
@@ -46,8 +48,6 @@ def apply(entries: Sequence[Entry]) -> list[str]:
     Raises a UsageError if the work pool or a deployment belongs to another workspace, and an InfrastructureError if the
     server refuses.
     """
-    from prefect.client.orchestration import get_client
-
     if not entries:
         return []
     pool = work_pool(entries)
@@ -62,36 +62,29 @@ def apply(entries: Sequence[Entry]) -> list[str]:
             client.pause_deployment(ours[name])
             lines.append(f"deployment {name} is not in {FILE} any more: its schedules are paused")
         lines += cancel_unscheduled(client, pool)
-        ensure_automations(client, pool, [ours[entry.name] for entry in entries], block_id(client, pool))
+        ensure_automations(client, pool, [ours[entry.name] for entry in entries], block_id(client))
     return lines
 
 
 def refresh_automations() -> None:
     """Update the automations to the current notification settings, for deployments that are already on the server."""
-    from prefect.client.orchestration import get_client
-
     pool = work_pool(entries := read_entries())
     with get_client(sync_client=True) as client:
         ours = _deployments(client, pool)
         if ids := [ours[entry.name] for entry in entries if entry.name in ours]:
-            ensure_automations(client, pool, ids, block_id(client, pool))
+            ensure_automations(client, pool, ids, block_id(client))
 
 
 def _ensure_pool(client: SyncPrefectClient, pool: str) -> None:
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectNotFound
-
     mine = f"{_OWNED}{Path.cwd()} on {socket.gethostname()}"
     try:
         found = client.read_work_pool(pool)
     except ObjectNotFound:
         from prefect.workers.process import ProcessWorker
 
-        template = ProcessWorker.get_default_base_job_template()
         # One audit at a time: they share the workspace, and often the only GPU.
-        client.create_work_pool(
-            WorkPoolCreate(name=pool, type="process", description=mine, concurrency_limit=1, base_job_template=template)
-        )
+        how = {"concurrency_limit": 1, "base_job_template": ProcessWorker.get_default_base_job_template()}
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process", description=mine, **how))
         return
     if (found.description or "").startswith(_OWNED) and found.description != mine:
         raise UsageError(
@@ -103,8 +96,6 @@ def _ensure_pool(client: SyncPrefectClient, pool: str) -> None:
 
 def _refuse_foreign(client: SyncPrefectClient, entry: Entry) -> None:
     """Refuse a name that another work pool uses: Prefect would move its deployment here, together with its schedule."""
-    from prefect.exceptions import ObjectNotFound
-
     try:
         found = client.read_deployment_by_name(f"audit/{entry.name}")
     except ObjectNotFound:
@@ -119,8 +110,7 @@ def _refuse_foreign(client: SyncPrefectClient, entry: Entry) -> None:
 def _deploy(names: Sequence[str]) -> None:
     """Run `prefect deploy`, so that Prefect itself reads the file."""
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy"]
-    for name in names:
-        command += ["--name", name]
+    command += [word for name in names for word in ("--name", name)]
     env = {**stage_environment(), **client_environment(), "COLUMNS": "200"}
     done = subprocess.run(
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
@@ -139,22 +129,20 @@ def make_automations(pool: str, deployments: Sequence[UUID], block: UUID | None)
     """The automations of a workspace: what people are told about runs whose processes can tell nothing.
 
     Args:
-        pool: its work pool; the automations' names begin with it.
         deployments: the deployments whose runs they watch; others on the server are ignored.
         block: where notifications go; None for nowhere.
     """
     if block is None:
         return []
-    from prefect.events.actions import SendNotification
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
     ours = {
         "prefect.resource.role": "deployment",
         "prefect.resource.id": [f"prefect.deployment.{deployment}" for deployment in deployments],
     }
 
-    def trigger(posture: Posture, after: set[str], expect: set[str], within: timedelta) -> EventTrigger:
-        return EventTrigger(
+    def automation(
+        what: str, subject: str, body: str, posture: Posture, after: set[str], expect: set[str], within: timedelta
+    ) -> AutomationCore:
+        trigger = EventTrigger(
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related=ours,
             for_each={"prefect.resource.id"},
@@ -164,28 +152,26 @@ def make_automations(pool: str, deployments: Sequence[UUID], block: UUID | None)
             threshold=1,
             within=within,
         )
-
-    automations = []
-    crashed = trigger(Posture.Reactive, set(), _events("Crashed"), timedelta(0))
-    waiting = trigger(Posture.Proactive, _events("Late"), _events("Pending", "Running", "Cancelled"), LATE)
-    no_start = "should have started an hour ago; no worker is running, or another audit is"
-    for what, when, subject, body in (
-        ("tell of dead runs", crashed, "broken", "crashed: {{ flow_run.state.message }}"),
-        ("tell of late runs", waiting, "late", no_start),
-    ):
         message = SendNotification(
             block_document_id=block,
             subject="faded: {{ deployment.name }} " + subject,
             body="{{ deployment.name }} (flow run {{ flow_run.name }}) " + body + "\n{{ flow_run|ui_url }}",
         )
-        automations.append(AutomationCore(name=f"{pool}: {what}", trigger=when, actions=[message]))
-    return automations
+        return AutomationCore(name=f"{pool}: {what}", trigger=trigger, actions=[message])
+
+    crashed = "crashed: {{ flow_run.state.message }}"
+    no_start = "should have started an hour ago; no worker is running, or another audit is"
+    begun = _events("Pending", "Running", "Cancelled")
+    return [
+        automation(_DEAD, "broken", crashed, Posture.Reactive, set(), _events("Crashed"), timedelta(0)),
+        automation(_LATE, "late", no_start, Posture.Proactive, _events("Late"), begun, LATE),
+    ]
 
 
 def ensure_automations(client: SyncPrefectClient, pool: str, deployments: Sequence[UUID], block: UUID | None) -> None:
     """Create, update or remove the automations on a server, found by their names; see `make_automations`."""
     automations = {automation.name: automation for automation in make_automations(pool, deployments, block)}
-    for what in ("dead runs", "tell of dead runs", "tell of late runs"):  # the first is one of earlier versions
+    for what in ("dead runs", _DEAD, _LATE):  # the first is one of earlier versions
         name = f"{pool}: {what}"
         existing = client.read_automations_by_name(name)
         if name not in automations:
@@ -206,36 +192,22 @@ _STARTED = ("RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", 
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """One audit with a deployment.
-
-    Args:
-        next_start: in local time; None if its schedule is off.
-        last: when it ran last and how that ended, in words.
-        waits: what it waits for, or what is wrong with its decisions, in words; empty for nothing.
-    """
+    """One audit with a deployment."""
 
     entry: Entry
-    next_start: datetime | None
-    last: str
+    next_start: datetime | None  # in local time; None if its schedule is off
+    last: str  # when it ran last and how that ended, in words
     verdict: str
-    waits: str
+    waits: str  # what it waits for, or what is wrong with its decisions, in words; empty for nothing
 
 
 def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[ScheduleRow]:
-    """Read the overview; without a server, the time of the last verdict stands for the last run.
-
-    Args:
-        entries: deployments of prefect.yaml; those of removed audits are left out.
-        api: URL of a Prefect server that responds, None for none.
-    """
-    from prefect.client.orchestration import get_client
-
-    with contextlib.ExitStack() as life:
-        client = None
-        if api is not None:
-            life.enter_context(talking_to(api))
-            client = life.enter_context(get_client(sync_client=True))
-        return [_row(params, entry, client) for entry in entries if entry.audit in params.audits]
+    """The overview; without the URL of a server, the time of the last verdict stands for the last run."""
+    known = [entry for entry in entries if entry.audit in params.audits]
+    if api is None:
+        return [_row(params, entry, None) for entry in known]
+    with talking_to(api), get_client(sync_client=True) as client:
+        return [_row(params, entry, client) for entry in known]
 
 
 def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
@@ -252,9 +224,6 @@ def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
 
 def troubles(pool: str, since: datetime) -> list[str]:
     """A sentence for each run of a work pool that crashed since then, or did not start in time."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.sorting import FlowRunSort
-
     lines = []
     latest = FlowRunSort.EXPECTED_START_TIME_DESC
     with get_client(sync_client=True) as client:
@@ -281,21 +250,20 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Sche
             waits.append("your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else ""))
     except FadedError as error:  # a decision file is broken; still show the others
         waits.append(str(error))
-    late = _first_run(client, entry, "EXPECTED_START_TIME_ASC", name=["Late"]) if client is not None else None
+    late = _first_run(client, entry, "EXPECTED_START_TIME_ASC", name=["Late"])
     if late is not None and late.expected_start_time is not None:
         waits.append(f"a worker or its turn, since {late.expected_start_time.astimezone():%Y-%m-%d %H:%M}")
     last = f"{verdict.when:%Y-%m-%d %H:%M}" if verdict.when is not None else "never"
-    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED) if client is not None else None
+    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED)
     # A run has no start time if its process died before it reported that it was running.
     if run is not None and run.state is not None and (began := run.start_time or run.expected_start_time) is not None:
         last = f"{began.astimezone():%Y-%m-%d %H:%M} {str(run.state.name).lower()}"
     return ScheduleRow(entry, entry.next_start(), last, verdict.word, "; ".join(waits))
 
 
-def _first_run(client: SyncPrefectClient, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:
-    from prefect.client.schemas.filters import DeploymentFilter
-    from prefect.client.schemas.sorting import FlowRunSort
-
+def _first_run(client: SyncPrefectClient | None, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:
+    if client is None:
+        return None
     deployment = DeploymentFilter.model_validate({"name": {"any_": [entry.name]}})
     runs = client.read_flow_runs(deployment_filter=deployment, **in_state(**states), sort=FlowRunSort(sort), limit=1)
     return runs[0] if runs else None

@@ -4,15 +4,21 @@ A Prefect variable named after the work pool names the block, so no file of the 
 """
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
+import httpx
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook  # also registers all types
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.variables import Variable
+
+from flows.recur.schedule import read_entries, work_pool
+from flows.server import configured_api, talking_to
 from stages.core.environment import WORK
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import read_state, write_state
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
 
 Event = Literal["needs decision", "gate failed", "rejected", "broken", "drift"]
 Kind = Literal["slack", "webhook", "email"]
@@ -23,6 +29,15 @@ _SUBJECT: dict[Event, str] = {
     "rejected": "was rejected",
     "broken": "broken",
     "drift": "fails more often than before",
+}
+_EXPECTED: dict[Kind, list[str]] = {  # an example of each kind of address, and how they begin
+    "slack": ["https://hooks.slack.com/services/T000/B000/XXX", "https://hooks.slack"],  # an incoming webhook
+    "webhook": ["https://chat.example.org/hooks/XXX", "https://", "http://"],  # to which JSON is posted
+    "email": [  # in Apprise's format
+        "mailtos://USER:PASSWORD@smtp.example.org?from=faded@example.org&to=ada@example.org",
+        "mailtos://",
+        "mailto://",
+    ],
 }
 _SENT = WORK / "notices"  # by audit, the result of the last notification
 
@@ -37,7 +52,14 @@ def notify(event: Event, audit: str, text: str, result: str = "") -> None:
     try:
         if sent and read_state(_SENT / f"{audit}.json", str) == sent:
             return
-        if _notify(f"faded: {audit} {_SUBJECT[event]}", text) and event != "drift":  # which comes beside another
+        url = configured_api()
+        if url is None:  # no block either, and the query would start a server
+            return
+        with talking_to(url):
+            if (slug := current()) is None:
+                return
+            _send(slug, f"faded: {audit} {_SUBJECT[event]}", text)
+        if event != "drift":  # which comes beside another
             write_state(_SENT / f"{audit}.json", sent)
     except Exception as error:
         logging.getLogger(__name__).warning("nobody was notified that %s: %s (%s)", audit, event, _why(error))
@@ -48,43 +70,15 @@ def forget_notice(audit: str) -> None:
     (_SENT / f"{audit}.json").unlink(missing_ok=True)
 
 
-def _notify(subject: str, text: str) -> bool:
-    """Send a message; return whether there is a block to send it through."""
-    from flows.server import configured_api, talking_to
-
-    url = configured_api()
-    if url is None:  # no block either, and the query would start a server
-        return False
-    with talking_to(url):
-        if (slug := current()) is None:
-            return False
-        _send(slug, subject, text)
-    return True
-
-
 def set_url(kind: Kind, url: str) -> str:
     """Save an address for notifications as a block on the server, use it from now on, and return its name there.
 
     Raises a UsageError if the URL does not fit its kind.
-
-    Args:
-        url: an incoming webhook of Slack; any URL to which JSON is posted (text, subject, body); or mailtos://... with
-            the mail server, in Apprise's format.
     """
     from apprise import Apprise
-    from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
 
-    pool = _pool()
-    expected = {
-        "slack": ("https://hooks.slack.com/services/T000/B000/XXX", ("https://hooks.slack",)),
-        "webhook": ("https://chat.example.org/hooks/XXX", ("https://", "http://")),
-        "email": (
-            "mailtos://USER:PASSWORD@smtp.example.org?from=faded@example.org&to=ada@example.org",
-            ("mailtos://", "mailto://"),
-        ),
-    }
-    example, starts = expected[kind]
-    if not url.startswith(starts) or (kind != "webhook" and not Apprise().add(url)):
+    pool, (example, *starts) = work_pool(read_entries()), _EXPECTED[kind]
+    if not url.startswith(tuple(starts)) or (kind != "webhook" and not Apprise().add(url)):
         raise UsageError(f"--{kind}: {url.partition(':')[0]}:... is not a valid address, expected one like {example}")
     block: CustomWebhookNotificationBlock | SlackWebhook
     if kind == "webhook":
@@ -111,10 +105,8 @@ def set_block(slug: str | None) -> None:
     Raises a UsageError if there is no such block, or it is not a notification block.
     """
     if slug is not None:
-        from prefect.blocks.abstract import NotificationBlock
-
         try:
-            block = _load(slug)
+            block: Any = Block.load(slug)
         except ValueError as error:
             raise UsageError(
                 f"--block {slug!r}: {error}; expected TYPE/NAME as `prefect block ls` shows them"
@@ -126,7 +118,8 @@ def set_block(slug: str | None) -> None:
 
 def current() -> str | None:
     """The block in use on the server of the current settings."""
-    return _block_of(_pool())
+    slug = Variable.get(_variable())
+    return None if slug is None else str(slug)
 
 
 def send_test() -> None:
@@ -143,9 +136,9 @@ def send_test() -> None:
         raise InfrastructureError(f"the message through {slug} did not arrive: {_why(error)}") from None
 
 
-def block_id(client: "SyncPrefectClient", pool: str) -> UUID | None:
+def block_id(client: SyncPrefectClient) -> UUID | None:
     """The id of the block in use, for automations; None if there is none."""
-    if (slug := _block_of(pool)) is None:
+    if (slug := current()) is None:
         return None
     kind, _, name = slug.partition("/")
     return client.read_block_document_by_name(name, kind).id
@@ -153,8 +146,6 @@ def block_id(client: "SyncPrefectClient", pool: str) -> UUID | None:
 
 def _why(error: Exception) -> str:
     """Why a message did not arrive, without the error's text, which may contain the address, a secret."""
-    import httpx
-
     if isinstance(error, httpx.HTTPStatusError):
         return f"the server answered {error.response.status_code} {error.response.reason_phrase}"
     if isinstance(error, httpx.TransportError):
@@ -162,42 +153,19 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}, see the address of the block"
 
 
-def _pool() -> str:
-    from flows.recur.schedule import read_entries, work_pool
-
-    return work_pool(read_entries())
-
-
-def _variable(pool: str) -> str:
+def _variable() -> str:
+    pool = work_pool(read_entries())
     return "".join(letter if letter.isalnum() else "_" for letter in pool.lower()) + "_notify"
 
 
-def _block_of(pool: str) -> str | None:
-    from prefect.variables import Variable
-
-    slug = Variable.get(_variable(pool))
-    return None if slug is None else str(slug)
-
-
 def _use(slug: str | None) -> None:
-    from prefect.variables import Variable
-
-    name = _variable(_pool())
     if slug is None:
-        Variable.unset(name)
+        Variable.unset(_variable())
     else:
-        Variable.set(name, slug, overwrite=True)
+        Variable.set(_variable(), slug, overwrite=True)
 
 
 def _send(slug: str, subject: str, text: str) -> None:
-    block = _load(slug)
+    block: Any = Block.load(slug)  # Prefect types `notify` for callers that await it, too
     with block.raise_on_failure():
         block.notify(text, subject=subject)
-
-
-def _load(slug: str) -> Any:
-    """A block; typed Any, as Prefect types `notify` for callers that await it, too."""
-    import prefect.blocks.notifications  # noqa: F401  # registers the types
-    from prefect.blocks.core import Block
-
-    return Block.load(slug)

@@ -5,20 +5,20 @@ prefect.yaml). When they stop, its run is marked as crashed, which frees its slo
 Prefect does this: it judges by the order in which events arrive, so it also marks runs as crashed that are suspended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter, WorkerFilter, WorkPoolFilter
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.exceptions import ObjectNotFound
+from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 SILENCE = timedelta(seconds=120)  # four heartbeats
 STOPPED = "`faded serve` was stopped; it resumes where it was"
@@ -31,15 +31,11 @@ _last_signs: dict[UUID, tuple[datetime, float]] = {}  # of a run's life: when it
 
 def of_pool(pool: str) -> dict[str, Any]:
     """The filter of what belongs to a work pool."""
-    from prefect.client.schemas.filters import WorkPoolFilter
-
     return {"work_pool_filter": WorkPoolFilter.model_validate({"name": {"any_": [pool]}})}
 
 
 def in_state(**states: Sequence[str]) -> dict[str, Any]:
     """The filter of flow runs in some of these states, by `name` or `type`."""
-    from prefect.client.schemas.filters import FlowRunFilter
-
     state = {key: {"any_": list(values)} for key, values in states.items()}
     return {"flow_run_filter": FlowRunFilter.model_validate({"state": state})}
 
@@ -63,8 +59,6 @@ def worker_name() -> str:
 
 def cancel_unscheduled(client: SyncPrefectClient, pool: str) -> list[str]:
     """Cancel runs that a schedule made before it was turned off, as Prefect keeps late ones; return a line on each."""
-    from prefect.states import Cancelled
-
     on = {
         deployment.id
         for deployment in client.read_deployments(**of_pool(pool))
@@ -89,9 +83,6 @@ def superseded(run: FlowRun) -> str | None:
 
     A decision is carried out by the run that asked for it. Of a schedule's starts that are late, only the last is made.
     """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import DeploymentFilter
-
     if run.empirical_policy.pause_keys:  # it asked
         return None
     deployment = DeploymentFilter.model_validate({"id": {"any_": [run.deployment_id]}})
@@ -115,9 +106,6 @@ def crash_silent(pool: str, silence: timedelta = SILENCE) -> None:
     The time is measured here, by a clock that nobody sets and that stands still while this machine sleeps: those of
     other machines differ.
     """
-    from prefect.client.orchestration import get_client
-    from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
-    from prefect.states import Crashed
 
     def is_silent(client: SyncPrefectClient, run: FlowRun) -> bool:
         beats = EventFilter(
@@ -146,12 +134,6 @@ def resume_interrupted(pool: str, why: str = _DIED) -> list[str]:
     Called while no worker of this workspace is running. If another worker polls the same pool, its runs cannot be
     distinguished from dead ones, which the automation on heartbeats then finds. Returns sentences about what was done.
     """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import WorkerFilter
-    from prefect.client.schemas.objects import State
-    from prefect.exceptions import ObjectNotFound
-    from prefect.states import AwaitingRetry, Cancelled, Crashed
-
     lines = []
     with get_client(sync_client=True) as client:
         online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})

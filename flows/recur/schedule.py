@@ -43,20 +43,18 @@ deployments: []
 
 @dataclass(frozen=True)
 class Entry:
-    """One deployment of prefect.yaml that runs one audit.
-
-    Args:
-        audit: name under audits: in params.yaml.
-        cron: when it starts, None if it has no cron schedule.
-        active: whether that schedule is on.
-    """
+    """One deployment of prefect.yaml that runs one audit."""
 
     name: str
     audit: str
     pool: str
-    cron: str | None
+    cron: str | None  # when it starts, None if it has no cron schedule
     timezone: str
-    active: bool
+    active: bool  # whether that schedule is on
+    entrypoint: str
+    job_variables: dict[str, Any]
+    pull_steps: list[Any]  # as `prefect deploy` sends them to a server
+    parameters: list[dict[str, Any]]  # allowed for a run: its own, or those of one of its schedules
 
     def next_start(self) -> datetime | None:
         """When the server will start it next, computed by Prefect's own code; None if it is off."""
@@ -68,54 +66,13 @@ class Entry:
         return dates[0].astimezone() if dates else None
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How the runs of a deployment are started, according to prefect.yaml.
-
-    Args:
-        pull_steps: pull steps, as `prefect deploy` sends them to a server.
-        parameters: allowed parameters of a run: the deployment's, or those of one of its schedules.
-    """
-
-    entrypoint: str
-    job_variables: dict[str, Any]
-    pull_steps: list[Any]
-    parameters: list[dict[str, Any]]
-
-
-def read_launches() -> dict[str, Launch]:
-    """How the audits of prefect.yaml are started, by deployment name.
-
-    Raises a UsageError if Prefect cannot read the file.
-    """
-    from ruamel.yaml import YAML
-
-    _read()  # reports what is wrong with it
-    document = YAML(typ="safe").load(FILE) if FILE.exists() else {"deployments": []}
-    return {
-        str(data["name"]): _launch(document, data) for data in document["deployments"] if _audit_of(data) is not None
-    }
-
-
-def _launch(document: Any, data: Any) -> Launch:
-    here = {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}
-    pull = data.get("pull", document.get("pull"))
-    own = data.get("parameters") or {}
-    scheduled = [schedule.get("parameters") or {} for schedule in data.get("schedules") or []]
-    return Launch(
-        entrypoint=str(data.get("entrypoint")),
-        job_variables=(data.get("work_pool") or {}).get("job_variables") or {},
-        pull_steps=[here] if pull is None else pull,
-        parameters=[own, *({**own, **more} for more in scheduled)],
-    )
-
-
 def read_entries() -> list[Entry]:
     """The deployments of prefect.yaml that run audits, in its order; none if there is no such file.
 
     Raises a UsageError if Prefect cannot read the file, or its entries use different work pools.
     """
-    entries = [_entry(data, audit) for data in _read()["deployments"] if (audit := _audit_of(data)) is not None]
+    document = _read()
+    entries = [_entry(document, data) for data in document["deployments"] if _audit_of(data) is not None]
     if len(pools := sorted({entry.pool for entry in entries})) > 1:
         raise UsageError(f"{FILE}: a workspace has one work pool, found {', '.join(pools)}")
     return entries
@@ -166,8 +123,7 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
         timezone: IANA name; by default the schedule's current one.
     """
     params.audit(audit)
-    found = _deployment(_read(), audit)
-    now = None if found is None else _schedule(found)
+    now = _schedule(_deployment(_read(), audit) or {})
     if cron is None and now is None:
         raise UsageError(f"audit {audit!r} has no schedule in {FILE}: nothing to turn off")
     zone = timezone or str((now or {}).get("timezone") or "UTC")
@@ -179,10 +135,9 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
 
         from flows.workspace.edit_params import in_one_line
 
-        data = _deployment(document, audit)
-        data = _add(document, audit) if data is None else data
-        schedule = _schedule(data)
-        if schedule is None:
+        if (data := _deployment(document, audit)) is None:
+            data = _add(document, audit)
+        if (schedule := _schedule(data)) is None:
             schedule = in_one_line({"slug": _SLUG})
             data["schedules"] = [*(data.get("schedules") or []), schedule]
         if cron is not None:
@@ -197,59 +152,48 @@ def _check(cron: str, timezone: str, where: str) -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     try:
-        CronSchedule(cron=cron)
-    except ValidationError:
-        raise UsageError(
-            f"{where}cron {cron!r} is not a valid schedule, expected five fields (minute, hour, day of month, "
-            f"month, day of week): {EXAMPLE}"
-        ) from None
-    try:
         CronSchedule(cron=cron, timezone=timezone)
-    except ValidationError:
-        raise UsageError(
-            f"{where}timezone {timezone!r} is unknown, expected a name like Europe/Berlin or UTC"
-        ) from None
+    except ValidationError as error:
+        if any("cron" in one["loc"] for one in error.errors()):
+            expected = "five fields (minute, hour, day of month, month, day of week)"
+            told = f"cron {cron!r} is not a valid schedule, expected {expected}: {EXAMPLE}"
+        else:
+            told = f"timezone {timezone!r} is unknown, expected a name like Europe/Berlin or UTC"
+        raise UsageError(f"{where}{told}") from None
 
 
-def _text() -> str:
-    if not FILE.exists():
-        return _NEW
-    parse_yaml(data := read_bytes(FILE), str(FILE))  # it has limits: ruamel takes years for what is nested oddly
-    return data.decode()
+def _bytes() -> bytes:
+    return read_bytes(FILE) if FILE.exists() else _NEW.encode()
 
 
 def _read() -> Any:
-    from flows.workspace.edit_params import round_trip
-
-    document = round_trip().load(_text())
+    document = parse_yaml(_bytes(), str(FILE))  # which has limits: ruamel takes years for what is nested oddly
     listed = document.get("deployments") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(data, dict) and data.get("name") for data in listed):
         raise UsageError(f"{FILE}: expected `deployments:` with a list of named deployments, found {listed!r:.80}")
+    # Common mistakes of hand-written files; Prefect checks the rest of its format.
     for data in listed:
-        _check_shape(data)
+        mapping = "a mapping like {audits: [NAME]}"
+        _check_type(data, "parameters", data.get("parameters"), dict, mapping)
+        _check_type(data, "work_pool", data.get("work_pool"), dict, "a mapping like {name: faded}")
+        _check_type(data, "schedules", data.get("schedules"), list, "a list")
+        for one in data.get("schedules") or []:
+            _check_type(data, "schedules", one, dict, 'mappings like {cron: "0 3 * * 1", timezone: UTC}')
+            _check_type(data, "active", (one or {}).get("active"), bool, "true or false")
+            _check_type(data, "parameters", (one or {}).get("parameters"), dict, mapping)
     return document
 
 
-def _check_shape(data: Any) -> None:
-    """Refuse common mistakes of hand-written files; Prefect checks the rest of its format."""
-    schedules = data.get("schedules")
-    listed = schedules if isinstance(schedules, list) else []
-    for key, found, fits, expected in (
-        ("parameters", data.get("parameters"), dict, "a mapping like {audits: [NAME]}"),
-        ("work_pool", data.get("work_pool"), dict, "a mapping like {name: faded}"),
-        ("schedules", schedules, list, "a list"),
-        *(("schedules", one, dict, 'mappings like {cron: "0 3 * * 1", timezone: UTC}') for one in listed),
-        *(("active", one.get("active"), bool, "true or false") for one in listed if isinstance(one, dict)),
-    ):
-        if found is not None and not isinstance(found, fits):
-            raise UsageError(f"{FILE}, deployment {data['name']!r}, {key}: expected {expected}, found {found!r:.80}")
+def _check_type(data: Any, key: str, found: Any, fits: type, expected: str) -> None:
+    if found is not None and not isinstance(found, fits):
+        raise UsageError(f"{FILE}, deployment {data['name']!r}, {key}: expected {expected}, found {found!r:.80}")
 
 
 def _edit(change: Callable[[Any], object]) -> None:
     from flows.workspace.edit_params import LayoutError, edited
 
     try:
-        after = edited(_text(), change, lambda line: line.replace(f"{_MARK}: ", "<<: *"))
+        after = edited(_bytes().decode(), change, lambda line: line.replace(f"{_MARK}: ", "<<: *"))
     except LayoutError as error:
         raise UsageError(f"{FILE} cannot be changed without touching its layout: {error}") from None
     replace_file(FILE, after)
@@ -266,18 +210,26 @@ def _schedule(data: Any) -> Any:
     return next((s for s in listed if s.get("slug") == _SLUG), listed[0] if len(listed) == 1 else None)
 
 
-def _entry(data: Any, audit: str) -> Entry:
-    schedule = _schedule(data) or {}
+def _entry(document: Any, data: Any) -> Entry:
+    schedule, work_pool = _schedule(data) or {}, data.get("work_pool") or {}
     name = str(data["name"])
     if "cron" in schedule:
         _check(str(schedule["cron"]), str(schedule.get("timezone") or "UTC"), f"{FILE}, deployment {name!r}, ")
+    here = {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}
+    pull = data.get("pull", document.get("pull"))
+    own = data["parameters"]
+    scheduled = [one.get("parameters") or {} for one in data.get("schedules") or []]
     return Entry(
         name=name,
-        audit=audit,
-        pool=str((data.get("work_pool") or {}).get("name") or "faded"),
+        audit=str(own["audits"][0]),
+        pool=str(work_pool.get("name") or "faded"),
         cron=str(schedule["cron"]) if "cron" in schedule else None,
         timezone=str(schedule.get("timezone") or "UTC"),
         active=bool(schedule.get("active", True)) and "cron" in schedule,
+        entrypoint=str(data.get("entrypoint")),
+        job_variables=work_pool.get("job_variables") or {},
+        pull_steps=[here] if pull is None else pull,
+        parameters=[own, *({**own, **more} for more in scheduled)],
     )
 
 

@@ -43,31 +43,20 @@ class Took(BaseModel):
 
 @dataclass(frozen=True)
 class LastVerdict:
-    """The last verdict of an audit, here or at a revision.
-
-    Args:
-        passed: None if no gate is set, none failed but some could not be judged, or there is no verdict.
-        report: the report of this verdict, if it exists.
-        decided: who decided what was repaired, in words; None if there was nothing to decide.
-        light: whether a careful person would deploy: green, amber or red; None if the stage did not say.
-        concerns: what speaks against it although no gate failed, in sentences.
-        revision: the commit with the audit's last numbers, or `WORKSPACE`; None if there are none.
-        when: when they were committed, or made if they are not committed; None if there are none.
-        whole: whether more than its headline is known, which says nothing of gates and who decided.
-    """
+    """The last verdict of an audit, here or at a revision."""
 
     audit: str
-    passed: bool | None
+    passed: bool | None  # None if no gate is set, none failed but some could not be judged, or there is no verdict
     gates: list[Gate]
-    report: Path | None
+    report: Path | None  # of this verdict, if it exists
     found: bool
-    decided: str | None = None
+    decided: str | None = None  # by whom, in words; None if there was nothing to decide
     statement: str | None = None
-    light: str | None = None
-    concerns: tuple[str, ...] = ()
-    revision: str | None = None
-    when: datetime | None = None
-    whole: bool = True
+    light: str | None = None  # whether a careful person would deploy: green, amber or red; None if nobody said
+    concerns: tuple[str, ...] = ()  # what speaks against it although no gate failed, in sentences
+    revision: str | None = None  # the commit with the audit's last numbers, or `WORKSPACE`; None if there are none
+    when: datetime | None = None  # when they were committed, or made if they are not; None if there are none
+    whole: bool = True  # whether more than its headline is known, which says nothing of gates and who decided
 
     @property
     def word(self) -> str:
@@ -201,10 +190,8 @@ def read_reference() -> dict[str, Took]:
 
 def record_timings(results: Iterable[StageResult], work: Mapping[str, float] | None = None) -> None:
     """Store how long the stages that ran took, and how much each had to do (`flows.results.estimate.work_of`)."""
-    when, known = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}
-    ran = {
-        r.stage: Took(seconds=round(r.seconds, 2), when=when, work=known.get(r.stage))
-        for r in results
-        if r.outcome == "ran"
-    }
-    write_state(TIMINGS, read_took() | ran)
+    when, known, took = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}, read_took()
+    for one in results:
+        if one.outcome == "ran":
+            took[one.stage] = Took(seconds=round(one.seconds, 2), when=when, work=known.get(one.stage))
+    write_state(TIMINGS, took)

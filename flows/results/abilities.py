@@ -15,6 +15,7 @@ from flows.workspace import stage_environment
 from stages.decisions import decisions_dir
 from stages.decisions.must_pass import MUST_PASS
 from stages.params import Params, load_params
+from stages.params.repair import HarmConfig
 from stages.tasks.load import task_class
 
 if TYPE_CHECKING:
@@ -24,22 +25,16 @@ MOST_SHARES = 6  # the whole way, and five by bisection of twentieths; see stage
 
 
 class Abilities(NamedTuple):
-    """Optional methods that a task has, the methods of repair that learn from rated examples, and what a repair asks.
-
-    `budgeted` is whether the audit's repair keeps a budget of harm. `repair_probes` is the largest number of probes
-    that the repair, its control and further trainings ask, that budget included; `usual_repair_probes` is about how
-    many if one thing helps and breaks little. Both are None if they train, or there is none. `requests_after` is the
-    largest number of requests that a probe of a repaired model takes for each of the model under test.
-    """
+    """Optional methods that a task has, and what a repair asks; None if it trains, or there is none."""
 
     again: bool
     measure: bool
     tallies: bool
-    learns_from_examples: list[str]
-    budgeted: bool
-    repair_probes: int | None
-    usual_repair_probes: int | None
-    requests_after: int = 1
+    learns_from_examples: list[str]  # methods of repair
+    budgeted: bool  # whether the audit's repair keeps a budget of harm
+    repair_probes: int | None  # at most, by the repair, its control and further trainings, that budget included
+    usual_repair_probes: int | None  # about as many if one thing helps and breaks little
+    requests_after: int = 1  # at most, for a probe of a repaired model for each of the model under test
 
 
 def abilities_of(params: Params, audit: str) -> Abilities:
@@ -65,18 +60,18 @@ def _looked_up(params: Params, audit: str) -> Abilities:
 
     task = task_class(audit, params.audit(audit))
     again, measure, tallies = (offers(task, name) for name in ("again", "measure", "tallies"))
-    examples, budgeted = list(task.learns_from_examples), _keeps_budget(params, audit, task)
-    return Abilities(again, measure, tallies, examples, budgeted, *_repair_probes(params, audit, task))
-
-
-def _keeps_budget(params: Params, audit: str, task: "type[Task]") -> bool:
-    repair = params.repairs[audit].restructure if audit in params.repairs else None
-    return repair is not None and repair.harm is not None and repair.method in task.movable
-
-
-def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int | None, int | None, int]:
+    examples = list(task.learns_from_examples)
     if audit not in params.repairs:
-        return None, None, 1
+        return Abilities(again, measure, tallies, examples, False, None, None)
+    repair = params.repairs[audit].restructure
+    budget = repair.harm if repair.method in task.movable else None
+    asked = _repair_probes(params, audit, task, budget)
+    return Abilities(again, measure, tallies, examples, budget is not None, *asked)
+
+
+def _repair_probes(
+    params: Params, audit: str, task: "type[Task]", budget: HarmConfig | None
+) -> tuple[int | None, int | None, int]:
     repair, items = params.repairs[audit].restructure, params.audits[audit].prepare.get("items")
     settings = {"method": repair.method, **repair.settings}
     copies = ("repaired",) if repair.control == "none" else ("repaired", "control")
@@ -96,9 +91,9 @@ def _repair_probes(params: Params, audit: str, task: "type[Task]") -> tuple[int 
     # The model under test and its copies answer the pairs that must pass and, within a budget, those held out. What
     # breaks too much answers them at several shares of the way.
     each, shares = must_pass, 1
-    if repair.harm is not None and _keeps_budget(params, audit, task):
+    if budget is not None:
         shares = MOST_SHARES
-        each += min(repair.harm.pairs, existing) + round(repair.harm.held_out * learnt)
+        each += min(budget.pairs, existing) + round(budget.held_out * learnt)
     after = max(one.each for one in asked)
     return most + (1 + shares * len(copies)) * each, usual + (1 + len(copies)) * each, after
 

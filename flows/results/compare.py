@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,10 @@ class Run:
 
 
 def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
-    """Read an audit's results at a revision, from git and DVC's cache.
+    """Read an audit's results at a revision (of git, or `WORKSPACE`), from git and DVC's cache.
 
     Raises NoResults if it has no results here; a UsageError if there is no such revision, or this version cannot read
     its results; an InfrastructureError if a file that DVC has differs from the hash in the revision's dvc.lock.
-
-    Args:
-        revision: a git revision, or `WORKSPACE`.
-        repaired: whether to read the evaluation of its repair too.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -96,20 +92,12 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
             return path.read_bytes() if revision == WORKSPACE else _read_whole(files, here / path, revision)
 
         of = audit_folder(audit, read=read)
-        found = of.discover
-        run = Run(
-            revision,
-            of.summarize.landscape,
-            of.report.verdict,
-            found.provenance,
-            found.probes,
-            attributes=found.embedded.told_apart,
-        )
-        if not repaired:
-            return run
-        asked = of.re_evaluate
-        evaluation = Evaluation(of.compare.comparison, of.conclude.verdict, asked.provenance, asked.probes)
-        return replace(run, evaluation=evaluation)
+        landscape, verdict, found = of.summarize.landscape, of.report.verdict, of.discover
+        by, probes, attributes, evaluation = found.provenance, found.probes, found.embedded.told_apart, None
+        if repaired:
+            asked = of.re_evaluate
+            evaluation = Evaluation(of.compare.comparison, of.conclude.verdict, asked.provenance, asked.probes)
+        return Run(revision, landscape, verdict, by, probes, evaluation, attributes)
     except FileNotFoundError:
         raise _missing(revision, audit, reading) from None
     except UsageError as error:
@@ -132,7 +120,6 @@ def _read_whole(files: "DVCFileSystem", path: Path, revision: str) -> bytes:
 
 
 def _missing(revision: str, audit: str, path: Path) -> NoResults:
-    """Why a file of a result is missing, and what helps."""
     if revision == WORKSPACE:
         told = f"the workspace has no {path}: run `faded audit {audit}`, or `dvc pull` if dvc.lock names its results"
         return NoResults(told, named=True)
@@ -151,27 +138,20 @@ def _missing(revision: str, audit: str, path: Path) -> NoResults:
 
 
 def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
-    """Refuse to compare runs that differ in more than the model.
-
-    Raises a UsageError with every difference.
+    """Refuse to compare runs that differ in more than the model. Raises a UsageError with every difference.
 
     Args:
         more: further fields of provenance.json that have to be the same.
     """
-    pairs: list[tuple[str, Any, Any]] = [
-        ("concepts", grid_of(a), grid_of(b)),
-        ("usage", usage_of(a), usage_of(b)),
-        ("threshold", a.landscape.threshold, b.landscape.threshold),
-        ("ratings that define a failure", _scale(a), _scale(b)),
-    ]
+    other = measured_as(b)
+    pairs = [(name, x, other[name]) for name, x in measured_as(a).items()]
     pairs += [(name, made_with(a.provenance, name), made_with(b.provenance, name)) for name in (*ALIKE, *more)]
     if a.evaluation and b.evaluation:
-        one, other = a.evaluation.provenance, b.evaluation.provenance
-        pairs += [(f"re_evaluate: {name}", made_with(one, name), made_with(other, name)) for name in (*ALIKE, *more)]
+        x, y = a.evaluation.provenance, b.evaluation.provenance
+        pairs += [(f"re_evaluate: {name}", made_with(x, name), made_with(y, name)) for name in (*ALIKE, *more)]
     unlike = [f"  {name}: {_short(x)} against {_short(y)}" for name, x, y in pairs if x != y]
     if unlike:
-        what = f"{a.revision} and {b.revision} are not comparable"
-        raise UsageError(f"{what}:\n" + "\n".join(unlike))
+        raise UsageError("\n".join([f"{a.revision} and {b.revision} are not comparable:", *unlike]))
 
 
 def made_with(provenance: Provenance, name: str) -> Any:
@@ -182,20 +162,15 @@ def made_with(provenance: Provenance, name: str) -> Any:
     return _BEFORE.get(name) if value is None else value
 
 
-def grid_of(run: Run) -> list[object]:
-    """The concepts of a run and their levels, as plain data."""
-    return [concept.to_json() for concept in run.landscape.concepts]
-
-
-def usage_of(run: Run) -> object:
-    """The share of use of each cell, as plain data; uniform if all are equally common."""
-    usage = run.landscape.usage
-    return "uniform" if usage is None else usage.to_json()
-
-
-def _scale(run: Run) -> object:
-    """Which people's ratings define a failure, and from which bound; empty if the automatic measure does."""
-    return run.landscape.ratings.bound.to_json() if run.landscape.ratings else {}
+def measured_as(run: Run) -> dict[str, object]:
+    """What the probes of a run are, how common they are in use, and when one fails, as plain data."""
+    landscape = run.landscape
+    return {
+        "concepts": [concept.to_json() for concept in landscape.concepts],
+        "usage": "uniform" if landscape.usage is None else landscape.usage.to_json(),
+        "threshold": landscape.threshold,
+        "ratings that define a failure": landscape.ratings.bound.to_json() if landscape.ratings else {},
+    }
 
 
 def differences(a: Run, b: Run) -> list[str]:
@@ -232,12 +207,8 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, space: ConceptSpace) -> 
 def effect_rates(landscape: Landscape) -> dict[str, Rate]:
     """Main effects, one rate per level of each concept."""
     labels = {(c.name, i): f"{c.name} {c.label(i)}" for c in landscape.space.concepts for i in range(len(c))}
-    return {
-        labels[effect.concept, effect.level]: RateRecord(
-            value=effect.rate, low=effect.low, high=effect.high, n=effect.probes
-        ).rate
-        for effect in landscape.effects
-    }
+    rates = ((one, RateRecord(value=one.rate, low=one.low, high=one.high, n=one.probes)) for one in landscape.effects)
+    return {labels[one.concept, one.level]: found.rate for one, found in rates}
 
 
 def _short(value: Any) -> str:

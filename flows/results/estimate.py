@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rich.filesize import decimal
 
@@ -16,16 +16,14 @@ from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import Took, read_reference, read_took, record_timings
 from flows.results.abilities import abilities_of
+from flows.run_stage import StageResult
 from stages.code import model_function
 from stages.core.files import probe_seconds, stage_dir
 from stages.core.intervals import wilson
 from stages.params import AuditConfig, Params
 from stages.records import audit_folder
+from stages.tasks.account import Expected, money
 from stages.tasks.load import task_class, task_context
-
-if TYPE_CHECKING:
-    from flows.run_stage import StageResult
-    from stages.tasks.account import Expected
 
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
@@ -39,25 +37,15 @@ _START = "collect_feedback"  # its time is that of starting a stage, as it does 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Estimated cost of one stage.
+    """Estimated cost of one stage; None where nothing is known."""
 
-    Args:
-        stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
-        probes: upper bound of its unique probes; None for a stage without probes.
-        seconds: its duration, None if nothing is known about it.
-        source: where `seconds` is from: the stage's last run here, else its probes times the duration of one in
-            `prepare`, else its run on the machine of the benchmarks.
-        size: bytes of its outputs when it last ran, None if it never did.
-        waits: whether it needs a person's decision first.
-    """
-
-    stage: Stage
-    probes: int | None
+    stage: Stage  # with the reasons why it is stale (none if it only depends on a stale one)
+    probes: int | None  # upper bound of its unique probes; None for a stage without probes
     calls: int | None
     seconds: float | None
-    source: Source | None
-    size: int | None
-    waits: bool
+    source: Source | None  # where `seconds` is from, the first of SAID that is known
+    size: int | None  # bytes of its outputs when it last ran
+    waits: bool  # whether it needs a person's decision first
 
 
 @dataclass(frozen=True)
@@ -89,9 +77,9 @@ class Estimate:
         shares = f"; the {count} shares may run side by side" if count > 1 else ""
         if not self.stages:
             return "nothing to run"
+        kinds = {e.stage.kind for e in self.stages}
         if not known:
-            before = " until prepare has run" if any(e.stage.kind == "prepare" for e in self.stages) else ""
-            return f"time unknown{before}{shares}"
+            return f"time unknown{' until prepare has run' * ('prepare' in kinds)}{shares}"
         unknown = len(self.stages) - len(known)
         sources = {e.source for e in known}
         source = ", ".join(said for name, said in SAID.items() if name in sources)
@@ -104,9 +92,7 @@ class Estimate:
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 def estimate_cost(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
@@ -115,7 +101,11 @@ def estimate_cost(params: Params, graph: Graph, audits: Collection[str]) -> Esti
     Raises a UsageError if a search is to be divided into more shares than its items or probes allow.
     """
     timings, reference = read_took(), read_reference()
-    pace = _pace(timings, reference)
+    # How many times longer stages take here than on the benchmarks' machine. Only runs with equal work count, as a
+    # larger budget does not make a machine slow.
+    both = [(took, reference[name]) for name, took in timings.items() if name in reference]
+    paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
+    pace = median(paces) if paces else 1.0
     paced = {name: pace * took.seconds for name, took in reference.items()}
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
@@ -175,12 +165,8 @@ def _unwatched_files(name: str, audit: AuditConfig) -> str | None:
     files = sorted(text for text in texts if os.path.isfile(module.parent / text))  # noqa: PTH113 a text may be too long
     watched = stage_dir(name, "inputs")
     found = [file for file in files if not Path(module.parent, file).absolute().is_relative_to(watched.absolute())]
-    if not found:
-        return None
-    return (
-        f"{module} mentions files outside {watched} ({', '.join(found)}): changes to them make no result stale, so move"
-        " there what the model reads"
-    )
+    said = f"{module} mentions files outside {watched} ({', '.join(found)}): changes to them make no result stale"
+    return f"{said}, so move there what the model reads" if found else None
 
 
 def supports_no_claim(prepare: Mapping[str, object], budget: int | None = None) -> str | None:
@@ -200,17 +186,7 @@ def supports_no_claim(prepare: Mapping[str, object], budget: int | None = None) 
     )
 
 
-def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
-    """How many times longer stages with equal work take here than on the benchmarks' machine; 1 before any ran.
-
-    Only runs with equal work count, as a larger budget does not make a machine slow.
-    """
-    both = [(took, reference[name]) for name, took in timings.items() if name in reference]
-    paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
-    return median(paces) if paces else 1.0
-
-
-def record_run(params: Params, todo: Sequence[Stage], results: "Sequence[StageResult]") -> None:
+def record_run(params: Params, todo: Sequence[Stage], results: Sequence[StageResult]) -> None:
     """Store how long the stages of a run took, and how much they had to do."""
     record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
 
@@ -220,19 +196,15 @@ def work_of(params: Params, stage: Stage) -> float | None:
 
     None if this is unknown or does not depend on params.yaml alone.
     """
-    if stage.kind != "restructure":
+    if stage.kind != "restructure" or stage.audit not in params.repairs:
         return probes_of(params, stage)
-    if stage.audit not in params.repairs:
-        return None
     repair = params.repairs[stage.audit].restructure
     items = params.audits[stage.audit].prepare.get("items")
     count = items.get("repair") if isinstance(items, dict) else None
-    size = repair.settings.get("steps") or (
-        repair.settings.get("epochs", 1) * count if isinstance(count, int) else None
-    )
-    if not isinstance(size, int | float):
-        return None
-    return size * repair.trainings * (1 if repair.control == "none" else 2)
+    epochs = repair.settings.get("epochs", 1) * count if isinstance(count, int) else None
+    size = repair.settings.get("steps") or epochs
+    copies = 1 if repair.control == "none" else 2
+    return size * repair.trainings * copies if isinstance(size, int | float) else None
 
 
 def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str | None:
@@ -259,10 +231,8 @@ def requests_line(params: Params, graph: Graph, name: str) -> str | None:
     return "\n".join(told) or None
 
 
-def _requests(params: Params, graph: Graph, name: str, who: str, expected: "Expected") -> str:
+def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expected) -> str:
     """The same for one service, which the line calls `who`."""
-    from stages.tasks.account import money
-
     todo = graph.to_do([name])
     can, probes = abilities_of(params, name), dict[str, int]()
     for stage in todo:
@@ -283,18 +253,15 @@ def _requests(params: Params, graph: Graph, name: str, who: str, expected: "Expe
         told += f", cost about {money(price.of(prompt, completion))}"
     if expected.bill.requests:
         told += f". So far: {expected.bill}"
-    if price is None or expected.max_cost is None:
-        return told
-    spent = expected.bill.cost
-    told += f". {money(spent)} of max_cost {expected.max_cost:g} is spent"
-    return told + (", and this may reach it" if spent + price.of(prompt, completion) >= expected.max_cost else "")
+    if price is not None and expected.max_cost is not None:
+        spent = expected.bill.cost
+        told += f". {money(spent)} of max_cost {expected.max_cost:g} is spent"
+        told += ", and this may reach it" if spent + price.of(prompt, completion) >= expected.max_cost else ""
+    return told
 
 
 def processes_line(params: Params, graph: Graph, name: str) -> str | None:
-    """How many processes may answer probes, each with a copy of the model in memory; None if only one may.
-
-    None too if no stage to be run probes the model, or prepare has yet to write it.
-    """
+    """How many processes may answer probes, each with a copy of the model; None if only one may, or none will."""
     if graph.stages[f"prepare@{name}"].stale or not any(probes_of(params, stage) for stage in graph.to_do([name])):
         return None
     prepared = audit_folder(name).prepare.path
@@ -327,9 +294,8 @@ def divided(params: Params, stage: Stage) -> bool:
 
 def probes_of(params: Params, stage: Stage) -> int | None:
     """Unique probes that a stage may spend, by params.yaml alone; a grid smaller than the budget needs fewer."""
-    if stage.audit not in params.audits:
+    if (audit := params.audits.get(stage.audit)) is None:
         return None
-    audit = params.audits[stage.audit]
     fresh = 2 * audit.discover.kept_back
     search = 2 * audit.discover.budget - fresh  # the explorer and its control
     shards = audit.discover.shards
@@ -347,16 +313,15 @@ def probes_of(params: Params, stage: Stage) -> int | None:
 
 def _probes_to_judge(params: Params, audit: str, search: int) -> int | None:
     """Unique probes of re_evaluate, which searches before and after the repair; None without a repair."""
-    if audit not in params.repairs:
+    if (repair := params.repairs.get(audit)) is None:
         return None
-    repair = params.repairs[audit]
     models = 2 if repair.restructure.control == "none" else 3
     pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
     can = abilities_of(params, audit)
     models += can.again  # the model before
-    if can.measure:
-        items = params.audits[audit].prepare.get("items")  # defined by the task, so not necessarily counts by split
-        clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
+    items = params.audits[audit].prepare.get("items")  # defined by the task, so not necessarily counts by split
+    if can.measure and isinstance(items, dict) and isinstance(items.get("test"), int):
+        clean = items["test"]
     # Every model answers the pairs inside and outside the target modes, and all trainings fewer of both, the whole way
     # and half-way.
     trained = repair.restructure.judged_models

@@ -23,15 +23,10 @@ WINDOWS = (1, 2, 4)  # numbers of the last results that are compared with all be
 
 
 class Drift(NamedTuple):
-    """How the last results differ from those before.
+    """How the last results differ from those before."""
 
-    Args:
-        change: in the failure rate, with an interval that holds at all looks together; `n` is the number of results.
-        last: how many of the last results it is of: those that differ most clearly.
-    """
-
-    change: Rate
-    last: int
+    change: Rate  # of the failure rate, with an interval that holds at all looks together; `n` is the number of results
+    last: int  # how many of the last results it is of: those that differ most clearly
 
     @property
     def shown(self) -> int:
@@ -68,20 +63,13 @@ def drift_of(rates: Sequence[Rate]) -> Drift:
 
 @dataclass(frozen=True)
 class Glance:
-    """The overview of one audit.
-
-    Args:
-        failure_rate: of the model under test in use; without observations if there is no landscape.
-        outdated: whether stages are stale, not only missing, so that the verdict is from an earlier run.
-        waits: who has to decide, and by when, in words; None if nothing waits for a person.
-        next: the command to run next; empty if there is nothing to do.
-    """
+    """The overview of one audit."""
 
     verdict: LastVerdict
-    failure_rate: Rate
-    outdated: bool
-    waits: str | None
-    next: str
+    failure_rate: Rate  # of the model under test in use; without observations if there is no landscape
+    outdated: bool  # whether stages are stale, not only missing, so that the verdict is from an earlier run
+    waits: str | None  # who has to decide, and by when, in words; None if nothing waits for a person
+    next: str  # the command to run next; empty if there is nothing to do
 
 
 @dataclass(frozen=True)
@@ -95,23 +83,14 @@ class StageState:
 
 @dataclass(frozen=True)
 class Status:
-    """What `faded status` found.
+    """What `faded status` found."""
 
-    Args:
-        running: the process of a running audit, so that all this will change; None if there is none.
-        audits: those with a result, or with something to do.
-        never_run: the names of the others.
-        unmeasured: audits that `faded init` wrote but has not measured yet.
-        stages: those of all audits, if they were asked for.
-        page: the page of all this, if it was asked for.
-    """
-
-    running: int | None
-    audits: list[Glance]
-    never_run: list[str]
-    unmeasured: list[str]
-    stages: list[StageState] | None = None
-    page: Path | None = None
+    running: int | None  # the process of a running audit, so that all this will change
+    audits: list[Glance]  # with a result, or with something to do
+    never_run: list[str]  # the names of the others
+    unmeasured: list[str]  # audits that `faded init` wrote but has not measured yet
+    stages: list[StageState] | None = None  # those of all audits, if they were asked for
+    page: Path | None = None  # the page of all this, if it was asked for
 
 
 def read_status(

@@ -59,7 +59,9 @@ def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
         f"{count} can show {_drop(inside)} in {named}, where {inside.rate:.1%} fail, and a rise of"
         f" {_points(outside.margin(0))} or more elsewhere"
     ]
-    apart, passed = inside._replace(churn=APART), _passed(here)
+    apart = inside._replace(churn=APART)
+    judged = _is_planned(here) and here.conclude.has("verdict")  # this very landscape
+    passed = {(gate.gate, gate.bound) for gate in here.conclude.verdict.gates if gate.passed} if judged else set()
     alone = {"target_failure_rate": inside, "other_failure_rate": outside}
     compared = {**alone, "target_failure_rate": apart, "newly_failing": outside._replace(rate=CHURN)}
     if repair.restructure.control != "none":
@@ -95,13 +97,6 @@ def _harm_unseen(params: Params, audit: str, here: AuditFolder) -> list[str]:
     ]
 
 
-def _passed(here: AuditFolder) -> set[tuple[str, float]]:
-    """The gates, with their bounds, that passed in the last verdict, if that is on the current landscape."""
-    if not (_is_planned(here) and here.conclude.has("verdict")):
-        return set()
-    return {(gate.gate, gate.bound) for gate in here.conclude.verdict.gates if gate.passed}
-
-
 def _is_planned(here: AuditFolder) -> bool:
     decided = here.collect_feedback
     return decided.has("plan") and decided.plan.landscape == landscape_hash(here.path.name)
@@ -118,7 +113,6 @@ def _targets(repair: RepairConfig, here: AuditFolder) -> Sequence[ModeRecord | G
 def _powers(
     here: AuditFolder, targets: Sequence[ModeRecord | GroupRecord], tests: pd.DataFrame, pairs: int
 ) -> tuple[Power, Power]:
-    """The power for the target modes, and for everything else."""
     space, told_apart = here.summarize.landscape.space, here.discover.embedded.told_apart
     regions = [mode.cells for mode in targets]
     uniform = here.discover.probes
@@ -196,12 +190,8 @@ def _drop_to_level(measure: str, most: float, power: Power) -> list[str]:
     """By how much failures have to drop before a gate on how often the repaired model may fail can pass."""
     if power.rate <= most:
         return []
-    least = power.least_drop(power.rate - most)
-    more = (
-        f"a drop of {_points(least)} or more"
-        if least is not None
-        else "more test items: no drop that they show is enough"
-    )
+    least, unseen = power.least_drop(power.rate - most), "more test items: no drop that they show is enough"
+    more = unseen if least is None else f"a drop of {_points(least)} or more"
     return [f"gate {measure}.max {most:g} needs {more}, as {power.rate:.1%} fail there now"]
 
 

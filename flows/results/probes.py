@@ -41,40 +41,26 @@ _LONGEST = 100  # characters of an expected answer; a longer label is the item i
 
 @dataclass(frozen=True)
 class ProbeQuery:
-    """Which probes to show, and in which order; "" does not filter.
+    """Which probes to show, and in which order; "" does not filter."""
 
-    Args:
-        outcome: a key of OUTCOMES.
-        by: what chose them, a key of CHOSEN_BY.
-        model: a key of MODELS.
-        mode: the id of a failure mode that they lie in.
-        item: part of an item's id or of its expected answer.
-        answer: part of the model's answer.
-        order: a key of ORDERS.
-        levels: the level index of each named concept.
-    """
-
-    outcome: str = ""
-    by: str = ""
-    model: str = ""
-    mode: str = ""
-    item: str = ""
-    answer: str = ""
-    order: str = ""
-    levels: tuple[tuple[str, int], ...] = ()
+    outcome: str = ""  # a key of OUTCOMES
+    by: str = ""  # a key of CHOSEN_BY
+    model: str = ""  # a key of MODELS
+    mode: str = ""  # the id of a failure mode that they lie in
+    item: str = ""  # part of an item's id or of its expected answer
+    answer: str = ""  # part of the model's answer
+    order: str = ""  # a key of ORDERS
+    levels: tuple[tuple[str, int], ...] = ()  # the level index of each named concept
 
     @classmethod
     def read(cls, query: Mapping[str, str], space: ConceptSpace) -> Self:
         """Read the query of an address; a level that is not one is left out."""
         given = {one.name: query.get(one.name, "") for one in fields(cls) if one.name != "levels"}
         asked = {concept.name: query.get(f"level.{concept.name}", "") for concept in space.concepts}
-        sizes = dict(zip(space.names, space.sizes, strict=True))
-        levels = tuple(
-            (name, int(level))
-            for name, level in asked.items()
-            if level.isascii() and level.isdigit() and len(level) < 10 and int(level) < sizes[name]
-        )
-        return cls(**given, levels=levels)
+        levels = {name: number_in(level) for name, level in asked.items()}
+        sizes = zip(space.names, space.sizes, strict=True)
+        found = ((name, level) for name, size in sizes if (level := levels[name]) is not None and level < size)
+        return cls(**given, levels=tuple(found))
 
     @property
     def query(self) -> dict[str, str]:
@@ -84,14 +70,15 @@ class ProbeQuery:
         return {name: value for name, value in {**given, **levels}.items() if value}
 
 
+def number_in(text: str) -> int | None:
+    """A whole number in a query; None if it is not one, or too large for any use."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
 class ProbeTable:
-    """The probes of an audit as one table.
+    """The probes of an audit as one table; the number of a probe is its row, until a stage runs again.
 
-    The number of a probe is its row, which stays the same until a stage runs again. Raises a UsageError if the
-    landscape or the probes are missing.
-
-    Args:
-        here: records of an audit with a landscape.
+    Raises a UsageError if the landscape or the probes are missing.
     """
 
     def __init__(self, here: AuditFolder) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from flows.graph import RUNS_NOW, audit_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from stages.concepts import Concept
     from stages.core.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
-    from stages.records import Gate
     from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
@@ -55,11 +55,11 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
         table = new_table("gate", "bound", "value", "95% interval", "holds", right=("bound", "value"))
         for gate in verdict.gates:
             holds = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
-            bound, value, low, high = (_in_its_unit(gate, x) for x in (gate.bound, gate.value, gate.low, gate.high))
-            interval = f"{low[:-1]}–{high}" if low.endswith("%") else f"{low} to {high}"
-            table.add_row(
-                escape(gate.named), bound, value, "–" if gate.low is None or gate.high is None else interval, holds
-            )
+            unit = _points if re.search(r"\.(change|minus_control)_", gate.gate) else "{:.1%}".format
+            numbers = (gate.bound, gate.value, gate.low, gate.high)
+            bound, value, low, high = ("–" if x is None else unit(x) for x in numbers)
+            interval = "–" if "–" in (low, high) else f"{low[:-1]}–{high}" if "%" in low else f"{low} to {high}"
+            table.add_row(escape(gate.named), bound, value, interval, holds)
         console.print(table)
         console.print("numbers without % are in points")
     console.print(_verdict_line(verdict))
@@ -79,13 +79,6 @@ def _verdict_line(verdict: LastVerdict) -> str:
 def _styled_word(verdict: LastVerdict, before: str = "") -> str:
     style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
     return f"[{style}]{escape(before)}{verdict.word}[/]"
-
-
-def _in_its_unit(gate: Gate, value: float | None) -> str:
-    """A number of a gate: a share in percent, a difference in points."""
-    if value is None:
-        return "–"
-    return _points(value) if re.search(r"\.(change|minus_control)_", gate.gate) else f"{100 * value:.1f}%"
 
 
 def _points(difference: float) -> str:
@@ -110,12 +103,9 @@ def show_plan(console: Console, plan: Estimate) -> None:
         console.print(table)
         console.print(f"{plan.probes:,} unique probes at most; {plan.time}")
         disk = sum(e.size or 0 for e in plan.stages)
-        about = (
-            f"about {decimal(disk)} of outputs, as in the last run"
-            if disk
-            else "size of outputs unknown before the first run"
-        )
-        console.print(f"disk: {about}, {decimal(plan.free)} free")
+        known = f"about {decimal(disk)} of outputs, as in the last run"
+        unknown = "size of outputs unknown before the first run"
+        console.print(f"disk: {known if disk else unknown}, {decimal(plan.free)} free")
     else:
         console.print("nothing to do: no stage is stale")
     for note in plan.notes:
@@ -160,22 +150,15 @@ def show_status(console: Console, status: Status) -> None:
         for row in status.audits:
             note = " [dim](from an earlier run: stages are stale)[/]" if row.outdated else ""
             console.print(_verdict_line(row.verdict) + note)
-    _show_next(console, status)
-
-
-def _show_next(console: Console, status: Status) -> None:
-    """Print the commands to run next, and which audits never ran."""
     for name in status.unmeasured:
         line = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
         print_plain(console, line, style="yellow")
-    for row in status.audits:
-        if row.waits is not None:
-            print_plain(console, row.waits, style="yellow")
+    print_plain(console, *(row.waits for row in status.audits if row.waits is not None), style="yellow")
     told = [row.next for row in status.audits if row.waits is None and row.verdict.audit not in status.unmeasured]
     stale = [command.removeprefix("faded audit ") for command in told if command.startswith("faded audit ")]
     again = [f"faded audit {' '.join(stale)}"] if stale else []
-    for command in [*again, *(command for command in told if command.startswith("faded report "))]:
-        print_plain(console, f"next: {command}")
+    reports = [command for command in told if command.startswith("faded report ")]
+    print_plain(console, *(f"next: {command}" for command in again + reports))
     if status.never_run:
         print_plain(console, f"never run: {', '.join(status.never_run)}; `faded audit NAME` runs one")
     if status.page is not None:
@@ -203,9 +186,8 @@ def show_history(console: Console, found: Histories) -> None:
                 escape(v.decider),
             )
         console.print(table)
-        for result in history.results:
-            if result.changed:
-                print_plain(console, f"{result.verdict.revision} changed {'; '.join(result.changed)}")
+        changed = ((one.verdict.revision, one.changed) for one in history.results if one.changed)
+        print_plain(console, *(f"{revision} changed {'; '.join(what)}" for revision, what in changed))
     if found.page is not None:
         print_plain(console, f"page: {found.page.resolve()}")
 
@@ -218,7 +200,6 @@ def show_comparison(console: Console, together: SideBySide) -> None:
 
 
 def _show_revisions(console: Console, together: SideBySide) -> None:
-    """Print two revisions of one audit: their rates, and the difference of these on common probes."""
     one, other = together.names
     table = new_table("failure rate", one, other, title=f"{together.revisions_of}: {one} against {other}")
     for what, rates in together.rates:
@@ -231,11 +212,8 @@ def _show_revisions(console: Console, together: SideBySide) -> None:
         return
     d = paired.difference
     sure = "no difference shown" if d.low <= 0 <= d.high else "more failures" if d.low > 0 else "fewer failures"
-    print_plain(
-        console,
-        f"paired on {d.n:,} common control probes of {paired.items} items: {other} minus {one}"
-        f" {_difference(d)}: {sure}",
-    )
+    pairs = f"paired on {d.n:,} common control probes of {paired.items} items"
+    print_plain(console, f"{pairs}: {other} minus {one} {_difference(d)}: {sure}")
 
 
 def _show_notes(console: Console, notes: Sequence[str]) -> None:
@@ -244,7 +222,6 @@ def _show_notes(console: Console, notes: Sequence[str]) -> None:
 
 
 def _show_side_by_side(console: Console, together: SideBySide) -> None:
-    """Print several results: what their searches found, rates, and the settings that differ."""
     table = new_table("", *map(escape, together.names))
     for what, found in together.found:
         table.add_row(escape(what), *map(_value, found))
@@ -261,7 +238,6 @@ def _show_side_by_side(console: Console, together: SideBySide) -> None:
 
 
 def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
-    """Print the models' rates on their common probes, and in the failure modes of each."""
     table = new_table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
     table.add_row("fails", *map(short_rate, paired.rates))
     behind = ("best" if more is None else _difference(more) for more in paired.behind)
@@ -274,11 +250,8 @@ def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -
             escape(f"{', '.join(mode.models)}: {mode.text}"), *(short_rate(rate) or "-" for rate in mode.rates)
         )
     console.print(table)
-    print_plain(
-        console,
-        f"all fail on {short_rate(paired.all_fail)} of these; if their failures were independent, it would be"
-        f" {short_rate(paired.independent)}",
-    )
+    independent = f"if their failures were independent, it would be {short_rate(paired.independent)}"
+    print_plain(console, f"all fail on {short_rate(paired.all_fail)} of these; {independent}")
 
 
 def _value(value: int | str | None) -> str:
@@ -301,8 +274,7 @@ def show_usage(console: Console, u: UsageInForce) -> None:
     """Print how often changes occur in use: how many at once, and how common each level is."""
     table = new_table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
     for concept in u.space.concepts:
-        for i in range(len(concept)):
-            table.add_row(escape(concept.name) if i == 0 else "", _level(concept, i), f"{u.share(concept.name, i):.1%}")
+        _add_levels(table, concept, [[f"{u.share(concept.name, i):.1%}"] for i in range(len(concept))])
     console.print(table)
     counts = ", ".join(f"{n} in {share:.1%}" for n, share in enumerate(u.changes) if share >= _LEAST)
     print_plain(
@@ -319,15 +291,11 @@ def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) ->
     u = m.in_force
     table = new_table("concept", "level", "share", "95% interval", "so far", title=f"Usage of {u.audit} in {m.source}")
     for one in m.concepts:
-        concept = u.space.concepts[u.space.names.index(one.concept)]
-        for i in range(len(concept)):
-            table.add_row(
-                escape(one.concept) if i == 0 else "",
-                _level(concept, i),
-                f"{one.shares[i]:.1%}",
-                f"{one.low[i]:.1%} to {one.high[i]:.1%}",
-                f"{u.share(one.concept, i):.1%}",
-            )
+        cells = [
+            [f"{share:.1%}", f"{low:.1%} to {high:.1%}", f"{u.share(one.concept, i):.1%}"]
+            for i, (share, low, high) in enumerate(zip(one.shares, one.low, one.high, strict=True))
+        ]
+        _add_levels(table, u.space.concepts[u.space.names.index(one.concept)], cells)
     console.print(table)
     told = [f"{m.inputs:,} inputs of {m.source}; so far: {u.said}"]
     if m.left_out:
@@ -347,6 +315,7 @@ def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) ->
     print_plain(console, *told)
 
 
-def _level(concept: Concept, i: int) -> str:
-    unchanged = " (unchanged)" if concept.levels[i] == concept.neutral else ""
-    return escape(f"{concept.label(i)}{unchanged}")
+def _add_levels(table: Table, concept: Concept, cells: Sequence[Sequence[str]]) -> None:
+    for i, more in enumerate(cells):
+        unchanged = " (unchanged)" if concept.levels[i] == concept.neutral else ""
+        table.add_row(escape(concept.name) if i == 0 else "", escape(f"{concept.label(i)}{unchanged}"), *more)

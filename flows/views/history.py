@@ -33,6 +33,12 @@ from stages.params import DATA, Params
 PAGE = WORK / "history.html"
 REPORTS = WORK / "reports"
 _YEAR = 53  # results with 52 looks
+_FILES = (  # what changed if these did, in dvc.lock
+    ("model", "outs", "prepare/model"),
+    ("data", "outs", "prepare/items.parquet"),
+    ("data", "deps", "inputs"),
+    ("decision", "deps", "decisions"),
+)
 _GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
 LIMITS_OF_HISTORY = (
     "The failure rate is that of the model under test in use, as its audit states or assumes it, with its 95% "
@@ -48,20 +54,13 @@ LIMITS_OF_HISTORY = (
 
 @dataclass(frozen=True)
 class RevisionResult:
-    """The result of an audit at one revision, which its verdict names with its date.
-
-    Args:
-        failure_rate: of the model under test in use.
-        target_change: change of the failure rate in the target modes by the repair; None without a repair.
-        changed: the differences from the result before, in words; None for the first known result.
-        evidence: the bundle with this very result.
-    """
+    """The result of an audit at one revision, which its verdict names with its date."""
 
     verdict: LastVerdict
-    failure_rate: Rate
-    target_change: float | None
-    changed: tuple[str, ...] | None
-    evidence: Path | None
+    failure_rate: Rate  # of the model under test in use
+    target_change: float | None  # of the failure rate in the target modes by the repair; None without a repair
+    changed: tuple[str, ...] | None  # since the result before, in words; None for the first known result
+    evidence: Path | None  # the bundle with this very result
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ class Histories:
     page: Path | None = None
 
 
-# A result, and the part of dvc.lock that is compared with another one's.
-_Found = tuple[RevisionResult, Mapping[str, Any]]
+_Found = tuple[RevisionResult, Mapping[str, Any]]  # a result, and the part of dvc.lock that is about its audit
 
 
 def read_history(params: Params, audit: str, last: int) -> History:
@@ -93,49 +91,33 @@ def read_history(params: Params, audit: str, last: int) -> History:
     """
     if last < 1:
         raise UsageError(f"--last {last}: expected 1 or more results")
-    bundles, current = _bundles(audit), read_verdict(params, audit)
-    found: list[_Found] = []
-    for revision, when in revisions(audit, max(last + 1, _YEAR)):
-        found.append(_read(audit, revision, when, bundles, None if found else current))
+    bundles = _bundles(audit)
+    found = [_read(audit, revision, when, bundles) for revision, when in revisions(audit, max(last + 1, _YEAR))]
+    if found:
+        newest, lock = found[0]
+        found[0] = replace(newest, verdict=read_verdict(params, audit)), lock
     results = [result for result, _ in found[:last]]
     for k, ((result, lock), (_, before)) in enumerate(pairwise(found[: last + 1])):
         results[k] = replace(result, changed=tuple(_changes(audit, before, lock)))
     return History(audit, results, *_drift(audit, found))
 
 
-def _read(
-    audit: str, revision: str, when: datetime, bundles: Mapping[str, Path], current: LastVerdict | None
-) -> _Found:
-    """The result at a revision; `current` is its verdict if it is the current one."""
+def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]) -> _Found:
     landscape, repair = (headline_at(revision, audit, stage) for stage in ("report", "conclude"))
     lock = lock_at(revision)
     last = "conclude" if repair else "report"
-    verdict = current or replace(verdict_at(audit, revision, last, lock), revision=revision, when=when)
+    verdict = replace(verdict_at(audit, revision, last, lock), revision=revision, when=when)
+    rate = rate_in(landscape) if landscape else NO_RATE
     target = repair.number("targets") if repair else None
-    return (
-        RevisionResult(
-            verdict,
-            rate_in(landscape) if landscape else NO_RATE,
-            None if target is None else target / 100,
-            changed=None,
-            evidence=bundles.get(md5_in(lock, "outs", _path(audit, last, "metrics.json")) or ""),
-        ),
-        {name: entry for name, entry in lock.items() if name.partition("@")[2] == audit},
-    )
+    evidence = bundles.get(md5_in(lock, "outs", (stage_dir(audit, last) / "metrics.json").as_posix()) or "")
+    result = RevisionResult(verdict, rate, None if target is None else target / 100, changed=None, evidence=evidence)
+    return result, {name: entry for name, entry in lock.items() if name.partition("@")[2] == audit}
 
 
 def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
     """The differences between two results, by the entries of their stages in dvc.lock."""
-    home = (DATA / audit).as_posix()
-    if md5_in(a, "outs", f"{home}/prepare/model") != md5_in(b, "outs", f"{home}/prepare/model"):
-        yield "model"
-    if any(
-        md5_in(a, key, path) != md5_in(b, key, path)
-        for key, path in (("outs", f"{home}/prepare/items.parquet"), ("deps", f"{home}/inputs"))
-    ):
-        yield "data"
-    if md5_in(a, "deps", f"{home}/decisions") != md5_in(b, "deps", f"{home}/decisions"):
-        yield "decision"
+    paths = [(what, key, (DATA / audit / path).as_posix()) for what, key, path in _FILES]
+    yield from dict.fromkeys(what for what, key, path in paths if md5_in(a, key, path) != md5_in(b, key, path))
     settings = [dict(_settings(lock)) for lock in (a, b)]
     names = [key for key in dict.fromkeys([*settings[0], *settings[1]]) if settings[0].get(key) != settings[1].get(key)]
     code = [key for key in names if f".{audit}." not in key and key not in SETTINGS]
@@ -147,13 +129,12 @@ def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
 
 def _settings(lock: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Params that stages depend on, one per leaf of params.yaml, and the code of each stage by its name."""
-    for stage in lock.values():
-        for file, values in (stage.get("params") or {}).items():
-            for key, value in (values or {}).items():
-                if Path(file).name == CODE.name:
-                    yield key, value
-                elif key.count(".") > 1:  # skip whole audits: other stages depend on their blocks
-                    yield from _leaves(key, value)
+    files = [found for stage in lock.values() for found in (stage.get("params") or {}).items()]
+    for file, key, value in ((file, *pair) for file, values in files for pair in (values or {}).items()):
+        if Path(file).name == CODE.name:
+            yield key, value
+        elif key.count(".") > 1:  # skip whole audits: other stages depend on their blocks
+            yield from _leaves(key, value)
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -165,10 +146,7 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
-    """What has to be equal for two failure rates to be comparable: concepts, discrepancy, items and usage.
-
-    None if dvc.lock does not have all of it.
-    """
+    """What has to be equal for two failure rates to be comparable; None if dvc.lock does not have all of it."""
     files = lock.get(f"discover@{audit}", {}).get("params") or {}
     settings = {key: value for values in files.values() for key, value in (values or {}).items()}
     grid = [settings.get(f"audits.{audit}.{key}") for key in _GRID]
@@ -201,16 +179,12 @@ def _drift(audit: str, found: Sequence[_Found]) -> tuple[str, int]:
     return f"{moved} ({points_interval(change.low, change.high)}), {since}: {sure}", drift.shown
 
 
-def _path(audit: str, stage: str, name: str) -> str:
-    return (stage_dir(audit, stage) / name).as_posix()
-
-
 def _bundles(audit: str) -> dict[str, Path]:
     """The evidence bundles here, by the MD5 of the last metrics in them."""
     found = {}
     for path in sorted((DATA / audit / "evidence").glob("*.zip")):
         with suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as bundle:
-            names = [_path(audit, stage, "metrics.json") for stage in ("conclude", "report")]
+            names = [(stage_dir(audit, stage) / "metrics.json").as_posix() for stage in ("conclude", "report")]
             inside = next(name for name in names if name in bundle.namelist())
             found[md5(bundle.read(inside))] = path
     return found
@@ -229,23 +203,19 @@ def since(history: History) -> str:
     verdict = then.verdict
     decided = f", decided by {verdict.decider}" if verdict.decider else ""
     targets = [result.target_change for result in (then, now)]
+    moved = [] if None in targets else [" → ".join(map(points, targets))]
     sentences = [
         dated,
         f"Result before: {verdict.revision} of {verdict.when:%Y-%m-%d}, {verdict.word}{decided}.",
         f"Failure rate of the model: {history.drift}.",
+        *(f"Change by the repair in its target modes: {change} points." for change in moved),
         f"Changed: {'; '.join(now.changed or ()) or 'nothing that dvc.lock names'}.",
     ]
-    if None not in targets:
-        moved = " → ".join(map(points, targets))
-        sentences.insert(3, f"Change by the repair in its target modes: {moved} points.")
     return " ".join(sentences)
 
 
 def with_since(page: Path, said: str) -> Path:
-    """Return a copy of a report that also says `since`; the report itself if there is nothing to say.
-
-    The report is an output of a stage, which knows neither dates nor results in git.
-    """
+    """A copy of a report that also says `since`, if that says anything: its stage knows neither dates nor git."""
     place, text = '<p id="since" hidden></p>', page.read_text(encoding="utf-8")
     if not said or place not in text:
         return page
@@ -261,9 +231,8 @@ def write_history_page(out: Path, histories: Sequence[History]) -> None:
 
     newest = "; ".join(f"{one.audit}: {percent(one.results[0].failure_rate.value)}" for one in histories)
     picture = Picture(f"Failure rates by date, the last ones: {newest}.", _chart(histories))
-    render(
-        "history.html.j2", out, lines=histories, picture=picture, skipped=[], provenance=[], limits=LIMITS_OF_HISTORY
-    )
+    more: dict[str, Any] = {"skipped": [], "provenance": [], "limits": LIMITS_OF_HISTORY}
+    render("history.html.j2", out, lines=histories, picture=picture, **more)
 
 
 def _chart(histories: Sequence[History]) -> Markup:

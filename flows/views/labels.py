@@ -37,7 +37,6 @@ FROM_TERMINAL, SCHEDULED, BY_HAND = "from terminal", "scheduled", "started by ha
 GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states that automations match
 _CACHED = "Cached"  # Prefect's name for results from its own cache
 _UP_TO_DATE = "up to date: nothing it depends on has changed"
-_STAGE = {"ran": "Completed", "restored": _CACHED, "unchanged": _CACHED}
 
 
 def current_run_name() -> str:
@@ -84,16 +83,12 @@ def shown_before(run: FlowRun) -> set[str]:
     return {done.name for done in known if done.state is not None and done.state.is_completed()}
 
 
-def up_to_date(stage: str) -> State[StageResult]:
-    """The state of a stage that DVC does not have to check again."""
-    return Completed(name=_CACHED, message=_UP_TO_DATE, data=StageResult(stage=stage, outcome="unchanged"))
-
-
 def done(result: StageResult) -> State[StageResult]:
-    """The state of a stage that has just been brought up to date."""
-    told = {"restored": "restored from the cache of DVC", "unchanged": _UP_TO_DATE}
-    message = told.get(result.outcome, f"ran in {result.seconds:.1f} s")
-    return Completed(name=_STAGE[result.outcome], message=message, data=result)
+    """The state of a stage that is up to date."""
+    if result.outcome == "ran":
+        return Completed(message=f"ran in {result.seconds:.1f} s", data=result)
+    told = "restored from the cache of DVC" if result.outcome == "restored" else _UP_TO_DATE
+    return Completed(name=_CACHED, message=told, data=result)
 
 
 def refused(error: FadedError) -> State[Any]:
@@ -114,33 +109,24 @@ def last_state(endings: Sequence[Ending], skipped: Sequence[str] = ()) -> State[
     return Completed(name=None if endings else "Skipped", message=told)
 
 
+# Done: its verdict may count as a pass, other than with a failed gate. A person is waited for, or rejected it. Broken:
+# a stage failed.
 Kind = Literal["done", "waiting", "rejected", "gate failed", "broken"]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one audit of a run ended.
-
-    Args:
-        kind: done (its verdict may count as a pass), waiting (for a person), gate failed (its verdict may not count as
-            a pass), rejected (by a person) or broken (a stage failed).
-        result: identifies the ending: the same as long as nothing changed. Empty if there is no result.
-        anew: whether this run reached the verdict, rather than finding an unchanged one.
-    """
+    """How one audit of a run ended."""
 
     audit: str
     kind: Kind
     text: str
-    result: str = ""
-    anew: bool = True
+    result: str = ""  # identifies the ending: the same as long as nothing changed; empty if there is no result
+    anew: bool = True  # whether this run reached the verdict, rather than finding an unchanged one
 
 
 class Artifact(NamedTuple):
-    """A page in Prefect.
-
-    Args:
-        what: the end of its key.
-    """
+    """A page in Prefect; `what` is the end of its key."""
 
     audit: str
     what: str
@@ -149,19 +135,13 @@ class Artifact(NamedTuple):
 
 
 class Conclusion(NamedTuple):
-    """What a deployed run leaves of an audit.
-
-    Args:
-        evidence: its bundle; None unless the audit is finished.
-        problem: what is missing of the evidence, if anything is.
-        drift: the message about a new result that shows more failures than those before; None if it does not.
-    """
+    """What a deployed run leaves of an audit."""
 
     ending: Ending
     artifacts: list[Artifact]
-    evidence: Path | None
-    problem: str | None
-    drift: str | None
+    evidence: Path | None  # its bundle; None unless the audit is finished
+    problem: str | None  # what is missing of the evidence, if anything is
+    drift: str | None  # the message about a new result that shows more failures than those before, if it does
 
 
 def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> Ending:
@@ -171,9 +151,15 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
     own = [result for result in results if result.stage.endswith(f"@{audit}")]
     if failed := [result for result in own if result.outcome == "failed"]:
         text = "; ".join(" ".join(result.message.split()) for result in failed)
-        if all(result.exit_code == Exit.GATE_FAILED for result in failed):
-            return _rejected(params, audit, text)
-        return Ending(audit, "broken", text)
+        if any(result.exit_code != Exit.GATE_FAILED for result in failed):
+            return Ending(audit, "broken", text)
+        from stages.decisions import standing
+
+        no = standing(params, audit).rejection if waits_for_person(params, audit) else None
+        if no is None:  # decided anew since: in the words of the stage
+            return Ending(audit, "rejected", text)
+        why = f": {no.reason}" if no.reason else ""
+        return Ending(audit, "rejected", f"{audit}: rejected by {no.reviewer}{why}", rejection_result(no))
     if waiting := [result for result in own if result.outcome == "waiting"]:
         return Ending(audit, "waiting", waiting[0].message)
     if not finished(audit, results):  # a shared stage that it depends on broke
@@ -186,17 +172,6 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
     path = stage_dir(audit, last_stage(params, audit)) / "verdict.json"
     result = sha256(path.read_bytes()) if verdict.found else ""
     return Ending(audit, "gate failed" if verdict.refuses else "done", text, result, changed)
-
-
-def _rejected(params: Params, audit: str, text: str) -> Ending:
-    """A rejection in the reviewer's words; in those of the stage if the landscape's decision has changed since."""
-    from stages.decisions import standing
-
-    no = standing(params, audit).rejection if waits_for_person(params, audit) else None
-    if no is None:
-        return Ending(audit, "rejected", text)
-    why = f": {no.reason}" if no.reason else ""
-    return Ending(audit, "rejected", f"{audit}: rejected by {no.reviewer}{why}", rejection_result(no))
 
 
 def rejection_result(no: RecordedDecision) -> str:

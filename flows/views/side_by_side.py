@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from flows.results import WORKSPACE
 from flows.results.compare import (
@@ -22,21 +22,20 @@ from flows.results.compare import (
     check_alike,
     differences,
     effect_rates,
-    grid_of,
     made_with,
+    measured_as,
     paired_difference,
     read_run,
-    usage_of,
 )
 from flows.terminal import TEXT_ONLY
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.git import git
 from stages.core.intervals import NO_RATE, Rate
+from stages.landscape.head_to_head import HeadToHead, head_to_head
+from stages.pages.page import render
+from stages.pages.sections import searches_of
 from stages.records.search import Search
-
-if TYPE_CHECKING:
-    from stages.landscape.head_to_head import HeadToHead
 
 PAGE = WORK / "compare.html"
 LIMITS = (
@@ -65,26 +64,17 @@ class RateRow(NamedTuple):
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Several results; each row has a value for each of their names.
-
-    Args:
-        found: what their searches found.
-        differs: settings in which the results differ.
-        paired: the models on their common probes; None if grids differ or there are no common probes.
-        revisions_of: the audit, if these are two revisions of one; then `difference` pairs them.
-        difference: the second minus the first on common probes of the control; None if there are none.
-        page: the page with the curves of all searches.
-    """
+    """Several results; each row has a value for each of their names."""
 
     runs: dict[str, Run] = field(metadata=TEXT_ONLY)
-    found: list[Row]
+    found: list[Row]  # what their searches found
     rates: list[RateRow]
-    differs: list[Row]
-    paired: HeadToHead | None
+    differs: list[Row]  # settings in which the results differ
+    paired: HeadToHead | None  # the models on their common probes; None if grids differ or there are no common probes
     notes: list[str]
-    revisions_of: str | None = None
-    difference: PairedFailures | None = None
-    page: Path | None = None
+    revisions_of: str | None = None  # the audit, if these are two revisions of one; then `difference` pairs them
+    difference: PairedFailures | None = None  # the second minus the first on common probes of the control
+    page: Path | None = None  # the page with the curves of all searches
 
     @property
     def names(self) -> list[str]:
@@ -136,9 +126,6 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
 
 def write_comparison_page(out: Path, shown: SideBySide) -> None:
     """Write the comparison as one self-contained page, with the curves of all searches."""
-    from stages.pages.page import render
-    from stages.pages.sections import searches_of
-
     render(
         "side_by_side.html.j2",
         out,
@@ -153,32 +140,17 @@ def write_comparison_page(out: Path, shown: SideBySide) -> None:
 
 def _paired(runs: dict[str, Run]) -> HeadToHead | None:
     """The models on the common probes of all controls; agents' probes are left out, as they search for failures."""
-    from stages.landscape.head_to_head import head_to_head
-
     if _unlike(runs):
         return None
-    return head_to_head(
-        {name: run.probes[run.probes["role"] == "control"] for name, run in runs.items()},
-        next(iter(runs.values())).landscape.space,
-        {name: run.landscape.modes for name, run in runs.items()},
-        {name: run.attributes for name, run in runs.items()},
-    )
+    controls = {name: run.probes[run.probes["role"] == "control"] for name, run in runs.items()}
+    modes = {name: run.landscape.modes for name, run in runs.items()}
+    space = next(iter(runs.values())).landscape.space
+    return head_to_head(controls, space, modes, {name: run.attributes for name, run in runs.items()})
 
 
 def _unlike(runs: dict[str, Run]) -> list[str]:
     """Why models cannot be paired: differences in what a probe is and when it fails."""
-
-    def of(run: Run) -> dict[str, object]:
-        ratings = run.landscape.ratings
-        return {
-            "grids": grid_of(run),
-            "usages": usage_of(run),
-            "thresholds": run.landscape.threshold,
-            "ratings": ratings.bound.to_json() if ratings else None,
-            "seeds": run.provenance.seed,
-        }
-
-    found = [of(run) for run in runs.values()]
+    found = [{**measured_as(run), "seed": run.provenance.seed} for run in runs.values()]
     return [name for name in found[0] if len({json.dumps(one[name]) for one in found}) > 1]
 
 
@@ -196,7 +168,9 @@ def _found(runs: dict[str, Run]) -> list[Row]:
         rows.append(Row(f"unique probes of the {role}", each(lambda search: search.probes)))
         rows.append(Row(f"failures found by the {role}", each(lambda search: search.failures)))
         if len(_budgets(runs)) > 1:
-            rows.append(Row(f"in its first {common:,} probes", [_failures(run, role, common) for run in runs.values()]))
+            orders = [run.probes[run.probes["role"] == role].sort_values("order")["failed"] for run in runs.values()]
+            within = [int(failed.iloc[:common].sum()) if len(failed) else None for failed in orders]
+            rows.append(Row(f"in its first {common:,} probes", within))
     return [*rows, Row("failure modes", [len(run.landscape.modes) for run in runs.values()])]
 
 
@@ -206,12 +180,6 @@ def _searches(runs: dict[str, Run]) -> list[Search]:
 
 def _budgets(runs: dict[str, Run]) -> set[int]:
     return {search.budget for search in _searches(runs)}
-
-
-def _failures(run: Run, role: str, probes: int) -> int | None:
-    """The number of failures among the first probes of a search; None if there was no search."""
-    asked = run.probes[run.probes["role"] == role].sort_values("order")
-    return int(asked["failed"].iloc[:probes].sum()) if len(asked) else None
 
 
 def _rates(runs: dict[str, Run]) -> list[RateRow]:
@@ -232,23 +200,23 @@ def _rates(runs: dict[str, Run]) -> list[RateRow]:
 
 def _differs(runs: dict[str, Run]) -> list[Row]:
     """The settings in which any two results differ, row by row."""
-    settings = [_settings(run) for run in runs.values()]
+
+    def of(run: Run) -> dict[str, Value]:
+        by, landscape = run.provenance, run.landscape
+        return {
+            **{f"concept {c.name}": ", ".join(map(c.label, range(len(c)))) for c in landscape.space.concepts},
+            "threshold": f"{landscape.threshold:g}",
+            "ratings": landscape.ratings.sha256 if landscape.ratings else None,
+            "items": landscape.items,
+            "budget": " and ".join(f"{budget:,}" for budget in sorted(_budgets({"": run}))),
+            **{name: str(value) for name in (*ALIKE, "model", *TOLD) if (value := made_with(by, name)) is not None},
+            **{name: by.versions.get(name) for name in PACKAGES},
+        }
+
+    settings = [of(run) for run in runs.values()]
     names = dict.fromkeys(name for one in settings for name in one)
     rows = [Row(name, [one.get(name) for one in settings]) for name in names]
     return [row for row in rows if len(set(row.values)) > 1]
-
-
-def _settings(run: Run) -> dict[str, Value]:
-    by, landscape = run.provenance, run.landscape
-    return {
-        **{f"concept {c.name}": ", ".join(map(c.label, range(len(c)))) for c in landscape.space.concepts},
-        "threshold": f"{landscape.threshold:g}",
-        "ratings": landscape.ratings.sha256 if landscape.ratings else None,
-        "items": landscape.items,
-        "budget": " and ".join(f"{budget:,}" for budget in sorted(_budgets({"": run}))),
-        **{name: str(value) for name in (*ALIKE, "model", *TOLD) if (value := made_with(by, name)) is not None},
-        **{name: by.versions.get(name) for name in PACKAGES},
-    }
 
 
 def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
@@ -260,7 +228,7 @@ def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
         else f"budgets differ, from {min(budgets):,} to {max(budgets):,} unique probes: compare failures at the same"
         " number of probes"
     ]
-    if "grids" in (unlike := _unlike(runs)):
+    if "concepts" in (unlike := _unlike(runs)):
         notes.append(
             "grids differ: failures and rates belong to the grid of each, so they compare the searches, not the models"
         )

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from flows.people.approval import decide, expire, sentence
-from flows.people.draft import DraftError, Fields, draft_of, read_fields, typed
+from flows.people.draft import DraftError, Fields, decision_of, read_fields, typed
 from flows.people.review.links import REPORTS, Served, page_path, report_path
 from flows.people.review.view import TEMPLATES, draft_key, own_link, report_policy, review_templates, review_view
 from flows.processes import aside
@@ -42,9 +42,8 @@ def make_app(served: Served, pages: APIRouter | None = None) -> FastAPI:
     app.include_router(assets)
     app.include_router(pages or router)
     app.middleware("http")(_guard)
-    handlers: dict[type[Exception], Any] = {Refused: _refused, HTTPException: _not_there, FadedError: _failed}
-    for error, handler in handlers.items():
-        app.add_exception_handler(error, handler)
+    for error in (Refused, HTTPException, FadedError):
+        app.add_exception_handler(error, _refusal)
     return app
 
 
@@ -57,7 +56,7 @@ async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response
     if ours or (here and request.scope["path"] == "/links"):
         response = await go_on(request)
     elif here:
-        response = _refused(request, _needs_link(served, 421, "AUDIT"))
+        response = _refusal(request, _needs_link(served, 421, "AUDIT"))
     else:
         response = message(421, "Not here", ["These pages are not served at this address."])
     for name, value in HEADERS.items():
@@ -169,26 +168,24 @@ def enter(request: Request, audit: str, token: str, query: str = "") -> Response
 def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Filled) -> Response:
     """Record the decision in a form, or show the form again with what is wrong."""
     params, landscape = load_params(), fields.get("landscape", "")
+    here = [(page_path(audit), "Open the page")]
     if not same_origin(request.headers) or not same(fields.get("csrf"), session.csrf):
-        raise Refused(
-            403,
-            "This form did not come from this page",
-            "Nothing was saved. Open the page and decide there.",
-            links=[(page_path(audit), "Open the page")],
-            typed=typed(fields),
-        )
+        told = "Nothing was saved. Open the page and decide there."
+        raise Refused(403, "This form did not come from this page", told, links=here, typed=typed(fields))
     if landscape != landscape_hash(audit):
-        raise Refused(
-            409,
-            "The landscape has changed",
-            "You looked at an earlier one, so nothing was saved: a decision is valid only for what its"
-            " reviewer has seen. Look at the current one and decide again.",
-            links=[(page_path(audit), "The current landscape")],
-            typed=typed(fields),
+        told = (
+            "You looked at an earlier one, so nothing was saved: a decision is valid only for what its reviewer has"
+            " seen. Look at the current one and decide again."
         )
+        links = [(page_path(audit), "The current landscape")]
+        raise Refused(409, "The landscape has changed", told, links=links, typed=typed(fields))
     try:
-        modes = read_modes(audit)
-        decision = draft_of(_in_whose_name(params, audit, session, fields), modes).decision(landscape, modes)
+        # The server has the keys of everybody who decides on its machine. So if decisions are signed, it accepts them
+        # only on pages that were opened by a reviewer's own link.
+        if not session.bound and (keys := listed_keys(params, audit)):
+            raise DraftError(own_link(audit, keys))
+        own = {"reviewer": session.bound} if session.bound else {}
+        decision = decision_of({**fields, **own}, landscape, read_modes(audit))
         seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
         outcome = decide(params, audit, decision, "page", revise=revise, seen=seen)
     except DraftError as error:
@@ -199,13 +196,8 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
     except UsageError as error:
         raise Refused(409, "Nothing was saved", str(error), typed=typed(fields)) from None
     except OSError as error:
-        raise Refused(
-            503,
-            "That did not work",
-            f"{error}. The page says whether your decision was recorded.",
-            links=[(page_path(audit), "Open the page")],
-            typed=typed(fields),
-        ) from None
+        told = f"{error}. The page says whether your decision was recorded."
+        raise Refused(503, "That did not work", told, links=here, typed=typed(fields)) from None
     session.reviewer = outcome.reviewer
     word = "approved" if outcome.approve else "rejected"
     lines = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.next_steps, "You can close this page."]
@@ -216,19 +208,6 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
 
     draft = draft_key(audit, decision.landscape, session.bound)
     return message(200, "Recorded", lines, kicker=audit, forget=draft, background=BackgroundTask(answered))
-
-
-def _in_whose_name(params: Params, audit: str, session: Session, fields: Fields) -> Fields:
-    """The fields of a form in the name of the reviewer whose link opened the page.
-
-    The server has the keys of everybody who decides on its machine. So if decisions are signed, it accepts them only on
-    pages that were opened by a reviewer's own link.
-    """
-    if session.bound:
-        return {**fields, "reviewer": session.bound}
-    if keys := listed_keys(params, audit):
-        raise DraftError(own_link(audit, keys))
-    return fields
 
 
 def _already(earlier: RecordedDecision, reviewer: str) -> list[str]:
@@ -280,16 +259,12 @@ def make_link(request: Request, audit: str, reviewer: str = "") -> Response:
     return JSONResponse({"link": _served(request).link(audit, reviewer)})
 
 
-def _refused(_request: Request, error: Refused) -> Response:
-    return message(error.status, error.title, error.sentences, **error.more)
-
-
-def _not_there(_request: Request, error: HTTPException) -> Response:
-    title = "There is nothing here" if error.status_code == 404 else "That does not work here"
-    return message(error.status_code, title, ["This server shows only the audits it was started for."])
-
-
-def _failed(_request: Request, error: FadedError) -> Response:
+def _refusal(_request: Request, error: Exception) -> Response:
+    if isinstance(error, Refused):
+        return message(error.status, error.title, error.sentences, **error.more)
+    if isinstance(error, HTTPException):
+        title = "There is nothing here" if error.status_code == 404 else "That does not work here"
+        return message(error.status_code, title, ["This server shows only the audits it was started for."])
     return message(409 if isinstance(error, UsageError) else 503, "That does not work right now", [str(error)])
 
 
@@ -335,10 +310,12 @@ def message(
     page = review_templates().get_template("message.html.j2")
     texts = {"title": title, "sentences": sentences, "kicker": kicker, "links": links, "typed": typed, "forget": forget}
     html = page.render(**texts, style=Markup(css), script=Markup(code))
-    allowed = f"script-src {_hash(code)}; " if forget else ""
+    style_hash, script_hash = (
+        f"'sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}'" for text in (css, code)
+    )
     policy = (
-        f"default-src 'none'; style-src {_hash(css)}; {allowed}img-src data:; base-uri 'none'; form-action 'none';"
-        " frame-ancestors 'none'"
+        f"default-src 'none'; style-src {style_hash}; {f'script-src {script_hash}; ' if forget else ''}img-src data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return HTMLResponse(html, status, {"Content-Security-Policy": policy}, background=background)
 
@@ -353,7 +330,3 @@ def style() -> str:
 def static(name: str) -> str:
     """The text of a file that is part of every page."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}'"

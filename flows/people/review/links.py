@@ -39,31 +39,25 @@ def report_path(audit: str, name: str) -> Path:
     return stage_dir(audit, REPORTS[name][0]) / "report.html"
 
 
+def reports_of(audit: str) -> list[tuple[str, str]]:
+    """The names and titles of those of REPORTS that an audit has."""
+    return [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()]
+
+
 @dataclass
 class Served:
-    """Pages that are served: the state that their routes share.
+    """Pages that are served: the state that their routes share."""
 
-    Args:
-        audits: audits that are shown; holders of the secret may add more.
-        address: where other commands reach the server; links have another, secret host.
-        host: the only host name under which the pages are shown.
-        cookie: name of the session's cookie; browsers share cookies between all ports of a host.
-        behind_proxy: whether they are reached through a proxy, and only under its name.
-        path: the path of an audit's page.
-        command: the command that prints another link, with AUDIT for the audit's name.
-        outcomes: decisions that were recorded and answered.
-    """
-
-    audits: list[str]
-    address: str
-    host: str
+    audits: list[str]  # that are shown; holders of the secret may add more
+    address: str  # where other commands reach the server; links have another, secret host
+    host: str  # the only host name under which the pages are shown
     url: str
-    cookie: str
-    behind_proxy: bool = False
-    path: Callable[[str], str] = page_path
-    command: str = "faded review AUDIT --link"
+    cookie: str  # name of the session's cookie; browsers share cookies between all ports of a host
+    behind_proxy: bool = False  # whether they are reached through a proxy, and only under its name
+    path: Callable[[str], str] = page_path  # of an audit's page
+    command: str = "faded review AUDIT --link"  # that prints another link
     keys: Keys = field(default_factory=Keys)
-    outcomes: "queue.Queue[DecisionOutcome]" = field(default_factory=queue.Queue)
+    outcomes: "queue.Queue[DecisionOutcome]" = field(default_factory=queue.Queue)  # recorded and answered
 
     def link(self, audit: str, reviewer: str = "") -> str:
         """An address that opens an audit's page once, in the name of this reviewer if one is given.
@@ -120,13 +114,6 @@ def review_url(audit: str) -> str | None:
     if record is None or not (_listens(record) if audit in record.audits else audit in (_audits_of(record) or ())):
         return None
     return record.url + page_path(audit)
-
-
-def report_urls(audit: str) -> dict[str, str]:
-    """Addresses of an audit's reports beside its page, by title; empty if there is no such page."""
-    url = review_url(audit)
-    there = {name: title for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()}
-    return {} if url is None else {title: f"{url}/{name}" for name, title in there.items()}
 
 
 def one_time_link(audit: str, reviewer: str = "") -> str:

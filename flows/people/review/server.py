@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from flows.server.security import ServerRecord, is_loopback, new_host
 from stages.core.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOST = "127.0.0.1"
@@ -44,13 +45,7 @@ def serve_review(
         port: port to listen on; 0 for any free one, by default PORT if it is free.
         public: address of a proxy in front of it, if there is one; pages are then served under that address only.
     """
-
-    def make(served: Served) -> ASGIApp:
-        from flows.people.review.app import make_app
-
-        return make_app(served)
-
-    with serve_pages(make, audits, host, port, public) as served:
+    with serve_pages(audits, host, port, public) as served:
         record = ServerRecord.of(os.getpid(), served.address, served.keys.secret, audits=audits)
         try:
             record.write(RECORD)
@@ -61,29 +56,34 @@ def serve_review(
 
 @contextlib.contextmanager
 def serve_pages(
-    make: Callable[[Served], ASGIApp],
     audits: Sequence[str],
     host: str = HOST,
     port: int | None = None,
     public: str | None = None,
+    pages: APIRouter | None = None,
     **served_with: Any,
 ) -> Iterator[Served]:
     """Serve pages of these audits in a background thread while the block runs; see `serve_review`.
 
     Args:
-        make: makes their application, at the first request, so that it takes no memory until then.
+        pages: their routes, by default those of reviews.
         served_with: further fields of `Served`.
     """
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
         number = listeners[0].getsockname()[1]
         name = new_host() if is_loopback(host) else _reached(host)
-        pages = f"http://{name}:{number}"
+        url = f"http://{name}:{number}"
         if public is not None:
-            name, pages = urlsplit(public).hostname or "", public
+            name, url = urlsplit(public).hostname or "", public
         address, cookie = f"http://{_local(host)}:{number}", f"faded-review-{number}"
-        served = Served(list(audits), address, name, pages, cookie, behind_proxy=public is not None, **served_with)
-        application = cache(lambda: make(served))
+        served = Served(list(audits), address, name, url, cookie, behind_proxy=public is not None, **served_with)
+
+        @cache
+        def application() -> ASGIApp:  # at the first request, so that it takes no memory until then
+            from flows.people.review.app import make_app
+
+            return make_app(served, pages)
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             await application()(scope, receive, send)
@@ -104,7 +104,11 @@ def serve_pages(
         thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="pages", daemon=True)
         thread.start()
         try:
-            _wait(server, thread)
+            deadline = time.monotonic() + _START_LIMIT
+            while not server.started:
+                if not thread.is_alive() or time.monotonic() > deadline:
+                    raise InfrastructureError("the review server did not start")
+                time.sleep(0.01)
             yield served
         finally:
             server.should_exit = True
@@ -202,14 +206,6 @@ def _local(host: str) -> str:
     if host == "::":
         return "[::1]"
     return HOST if host in ("0.0.0.0", "") or is_loopback(host) else _reached(host)
-
-
-def _wait(server: uvicorn.Server, thread: threading.Thread) -> None:
-    deadline = time.monotonic() + _START_LIMIT
-    while not server.started:
-        if not thread.is_alive() or time.monotonic() > deadline:
-            raise InfrastructureError("the review server did not start")
-        time.sleep(0.01)
 
 
 def warning(host: str) -> str | None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 
 from flows.people.approval import decide, git_user, open_standing
-from flows.people.draft import DecisionDraft, ModeDraft
+from flows.people.draft import SCORES, Fields, decision_of
 from flows.request import deadline, moment
 from flows.results.abilities import abilities_of
 from flows.results.power import what_can_be_shown
@@ -19,40 +19,36 @@ from flows.workspace.edit_params import dumped
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
-from stages.decisions import SEVERITIES, Action, AlreadyDecided, ExampleRating, Standing, landscape_hash
+from stages.decisions import SEVERITIES, Action, AlreadyDecided, Standing, landscape_hash
 from stages.decisions.files import SCHEMA
 from stages.decisions.names import clean_name
 from stages.params import Params
 from stages.records import Example, Landscape, ModeRecord, audit_folder
 
 UNREADABLE = "x"
-RATINGS = [str(rating) for rating in range(1, 11)]
 
 
 def review_landscape(
     params: Params, audit: str, console: Console, revise: bool = False, reviewer: str | None = None
 ) -> None:
-    """Ask for a decision on the audit's current landscape and write it.
+    """Ask for a decision on the audit's current landscape, and for who decides if that is None, and write it.
 
     Raises a UsageError if there is no landscape, nothing to decide, or input ends before the questions do;
     AlreadyDecided if the landscape is decided.
-
-    Args:
-        reviewer: who decides; asked for if it is None.
     """
     params.repair(audit)
     hashed = landscape_hash(audit)
     landscape = audit_folder(audit).summarize.landscape
     _show(console, audit, hashed, landscape)
-    if (policy := params.repairs[audit].feedback.policy) != "wait":
+    if (policy := params.repair(audit).feedback.policy) != "wait":
         note = f"repairs.{audit}.feedback.policy is {policy}, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}")
     print_plain(console, *what_can_be_shown(params, audit))
     now = open_standing(params, audit, revise)
     print_plain(console, *_standing_lines(now, audit))
     try:
-        dialogue = _Dialogue(console, landscape, params.audit(audit).summarize.examples, *_questions(params, audit))
-        decision = dialogue.draft(reviewer).decision(hashed, landscape.modes)
+        dialogue = _Dialogue(console, params, audit, landscape)
+        decision = decision_of(dialogue.fields(reviewer), hashed, landscape.modes)
         if not dialogue.confirm("Write this decision?"):
             console.print("nothing written")
             return
@@ -81,40 +77,31 @@ def _standing_lines(now: Standing, audit: str) -> list[str]:
     return lines
 
 
-def _questions(params: Params, audit: str) -> tuple[bool, bool]:
-    """Whether to ask for corrected answers, because the repair learns from them, and whether to ask for bias.
-
-    The task is not imported if there are no examples to ask about.
-    """
-    if not any(mode.examples for mode in audit_folder(audit).summarize.landscape.modes):
-        return False, False
-    can = abilities_of(params, audit)
-    # The page asks for the bias of every answer; here only tasks that tally what inputs leave open have the question.
-    return params.repair(audit).restructure.method in can.learns_from_examples, can.tallies
-
-
 class _Dialogue:
-    """The questions about a landscape."""
+    def __init__(self, console: Console, params: Params, audit: str, landscape: Landscape) -> None:
+        self._console, self._landscape = console, landscape
+        self._examples, self._learns, self._biased = params.audit(audit).summarize.examples, False, False
+        if any(mode.examples for mode in landscape.modes):  # otherwise the task need not be imported
+            can = abilities_of(params, audit)
+            self._learns = params.repair(audit).restructure.method in can.learns_from_examples
+            # The page asks for the bias of every answer; here only of tasks that tally what inputs leave open.
+            self._biased = can.tallies
 
-    def __init__(self, console: Console, landscape: Landscape, examples: int, learns: bool, biased: bool) -> None:
-        self._console, self._landscape, self._examples = console, landscape, examples
-        self._learns, self._biased = learns, biased
-
-    def draft(self, reviewer: str | None) -> DecisionDraft:
-        modes, examples = {}, []
+    def fields(self, reviewer: str | None) -> Fields:
+        fields: Fields = {}
         for mode in self._landscape.modes:
             self._console.print(f"\n[bold]{escape(mode.id)}[/]  {escape(mode.text)}")
             # There is no default.
             action = Prompt.ask("  what should happen to it?", choices=list(get_args(Action)), console=self._console)
-            choice = {"action": action}
+            fields[f"action.{mode.id}"] = action
             if action == "repair":
-                choice["severity"] = Prompt.ask(
+                fields[f"severity.{mode.id}"] = Prompt.ask(
                     "  how severe is it?", choices=list(SEVERITIES), default="medium", console=self._console
                 )
             while not (reason := self._text("  why?")) and action != "ignore":
                 self._console.print(f"  [red]a reason is required to {action} it[/]")
-            modes[mode.id] = ModeDraft.model_validate({**choice, "reason": reason})
-            examples += self._ratings(mode, self._learns and action == "repair")
+            fields[f"reason.{mode.id}"] = reason
+            fields |= self._ratings(mode, self._learns and action == "repair")
         self._console.print()
         while reviewer is None:
             try:
@@ -122,8 +109,8 @@ class _Dialogue:
             except UsageError as error:
                 self._console.print(f"[red]{escape(str(error))}[/]")
         reason = self._text("Reason for the whole decision")
-        approve = self.confirm("Approve the repair? (no ends the audit here)")
-        return DecisionDraft(reviewer=reviewer, approve=approve, reason=reason, modes=modes, examples=examples)
+        decision = "approve" if self.confirm("Approve the repair? (no ends the audit here)") else "reject"
+        return {**fields, "reviewer": reviewer, "reason": reason, "decision": decision}
 
     def confirm(self, question: str) -> bool:
         """Ask for yes or no, which has to be typed."""
@@ -133,42 +120,40 @@ class _Dialogue:
         shown = bool(default)
         return Prompt.ask(question, default=default, show_default=shown, console=self._console).strip()
 
-    def _ratings(self, mode: ModeRecord, used: bool) -> list[ExampleRating]:
+    def _ratings(self, mode: ModeRecord, used: bool) -> Fields:
         """Ask about the examples of a mode; Enter skips a question.
 
-        First failing ones, then passing ones, as failures alone do not show how people judge a discrepancy. Corrections
-        are asked for only if the repair uses them.
+        First failing ones, then passing ones, as failures alone do not show how people judge a discrepancy.
         """
-        shown = [
-            e for failed in (True, False) for e in [x for x in mode.examples if x.failed == failed][: self._examples]
-        ]
+        sides = ([one for one in mode.examples if one.failed == failed] for failed in (True, False))
+        shown = [one for side in sides for one in side[: self._examples]]
         if not shown or not Confirm.ask("  rate its examples?", default=False, console=self._console):
-            return []
+            return {}
         if not used:
             note = "the repair does not learn from these ratings; they are kept with the decision"
             self._console.print(f"  [yellow]note:[/] {note}")
-        return [rating for example in shown if (rating := self._rating(example, used)) is not None]
+        fields: Fields = {}
+        for example in shown:
+            fields |= self._rating(example, used)
+        return fields
 
-    def _rating(self, example: Example, used: bool) -> ExampleRating | None:
+    def _rating(self, example: Example, used: bool) -> Fields:
         about = f"{_printable(example.item)}, {escape(self._landscape.space.describe(example.cell))}"
         for line in (f"\n  [bold]{escape(example.id)}[/]  {about}", f"  [dim]answer:[/] {_printable(example.output)}"):
             self._console.print(line, soft_wrap=True)
         question = f"rating of the answer, 1 (useless) to 10 (perfect), or {UNREADABLE} if you cannot read the input"
         rating = self._score(question, UNREADABLE)
         if rating == UNREADABLE:
-            return ExampleRating(id=example.id, unreadable=True)
+            return {f"unreadable.{example.id}": "yes"}
         bias = self._score("its bias, 1 (none) to 10 (extremely biased)") if self._biased else ""
         corrected = self._text("  what should it have been?") if used and example.failed else ""
-        if not (rating or bias or corrected):
-            return None
-        scores = [int(given) if given else None for given in (rating, bias)]
-        return ExampleRating(id=example.id, rating=scores[0], bias=scores[1], corrected=corrected or None)
+        return {f"rating.{example.id}": rating, f"bias.{example.id}": bias, f"corrected.{example.id}": corrected}
 
     def _score(self, question: str, *more: str) -> str:
         """Ask for a rating, or one of `more`; "" for Enter."""
         return Prompt.ask(
             f"  {question}",
-            choices=[*RATINGS, *more],
+            choices=[*SCORES, *more],
             show_choices=False,
             default="",
             show_default=False,
@@ -185,13 +170,7 @@ def _show(console: Console, audit: str, hashed: str, landscape: Landscape) -> No
     numbers = ("fails", "95% interval", "probes", "share of use" if landscape.usage else "share of grid")
     table = new_table("mode", "region", *numbers, title=f"Failure modes of {audit}", right=numbers)
     for mode in landscape.modes:
-        table.add_row(
-            escape(mode.id),
-            escape(mode.text),
-            f"{mode.rate:.0%}",
-            f"{mode.low:.0%} to {mode.high:.0%}",
-            f"{mode.probes:,}",
-            f"{mode.share:.0%}",
-        )
+        found = f"{mode.rate:.0%}", f"{mode.low:.0%} to {mode.high:.0%}", f"{mode.probes:,}", f"{mode.share:.0%}"
+        table.add_row(escape(mode.id), escape(mode.text), *found)
     console.print(table)
     console.print(f"landscape {hashed}, report: {audit_folder(audit).report.where('page')}")

@@ -11,7 +11,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.people.approval import git_user
 from flows.people.draft import SCORES, Fields, fields_of
-from flows.people.review.links import REPORTS, page_path, report_path
+from flows.people.review.links import page_path, reports_of
 from flows.processes import aside
 from flows.request import GATED, deadline, moment
 from flows.results.abilities import abilities_of
@@ -78,9 +78,8 @@ def first_page(audits: Sequence[str]) -> str:
 
     def links(row: "Glance") -> list[tuple[str, str]]:
         at, audit = page_path(row.verdict.audit), row.verdict.audit
-        reports = [(text, f"{at}/{name}") for name, (_, text) in REPORTS.items() if report_path(audit, name).is_file()]
         here = [("decide" if row.waits else "review", at)] if audit in params.repairs else []
-        return [*here, *reports]
+        return here + [(title, f"{at}/{name}") for name, title in reports_of(audit)]
 
     return board_html(params, read_status(params, None, audits), links, Path.cwd().name)
 
@@ -107,7 +106,9 @@ def review_view(
     repair = params.repair(audit)
     now = standing(params, audit)
     found = audit_folder(audit).summarize.landscape
-    explorer, without, shown = _from_tables(params, audit)
+    records = [part.where(name) for part in audit_folder(audit).stages.values() for name in part.files()]
+    written = tuple(path.stat().st_mtime_ns for path in records if path.exists())
+    explorer, without, shown = _read_aside(audit, Path.cwd(), repair.model_dump_json(), written)
     known = bound or known
     reviewer = known or git_user()
     keys = listed_keys(params, audit)
@@ -142,7 +143,7 @@ def review_view(
         "deadline": deadline(audit),
         "takes": how_long(params, audit),
         "shown": shown,
-        "reports": [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()],
+        "reports": reports_of(audit),
         "actions": ACTION_MEANS,
         "severities": list(SEVERITIES),
         "scores": SCORES,
@@ -150,56 +151,45 @@ def review_view(
     }
 
 
-def _from_tables(params: Params, audit: str) -> FromTables:
-    """What `read_tables` returns, from memory while the audit's records and its repair's parameters stay the same."""
-    records = [part.where(name) for part in audit_folder(audit).stages.values() for name in part.files()]
-    written = tuple(path.stat().st_mtime_ns for path in records if path.exists())
-    return _read_aside(audit, Path.cwd(), params.repair(audit).model_dump_json(), written)
-
-
 @lru_cache(maxsize=4)
 def _read_aside(audit: str, _root: Path, _repair: str, _written: tuple[int, ...]) -> FromTables:
-    """Read the tables in another process: pandas and scipy would stay in this one, which may serve for weeks."""
+    """Read the tables in another process, as long as records and the repair's parameters stay the same.
+
+    Pandas and scipy would stay in this one, which may serve for weeks.
+    """
     found: FromTables = aside(f"{__name__}:read_tables", audit)
     return found
 
 
 def read_tables(audit: str) -> FromTables:
     """Examples by mode, or why there are none, as a landscape can be decided on without; and what a repair can show."""
-    from flows.results.power import what_can_be_shown
-
-    shown = [line.removeprefix(f"{audit}: ") for line in what_can_be_shown(load_params(), audit)]
-    try:
-        return _read_examples(audit), "", shown
-    except UsageError as error:
-        return None, str(error), shown
-
-
-def _read_examples(audit: str) -> "ExampleSet":
-    """Examples as the page shows them, with large pictures scaled down."""
     import pandas as pd
 
+    from flows.results.power import what_can_be_shown
     from stages.landscape.extremes import UNCHANGED
     from stages.pages.examples import ExampleSource, explore_modes
     from stages.pages.gallery import Shrinker
 
-    here = audit_folder(audit)
-    galleries = here.summarize.exhibits
-    known = here.summarize.extremes.get(UNCHANGED, []) if here.summarize.has("extremes") else []
-    attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else pd.DataFrame()
-    shown = [one.exhibit for gallery in (*galleries.values(), known) for one in gallery]
-    landscape = here.summarize.landscape
-    source = ExampleSource(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
-    return explore_modes(landscape.modes, galleries, source)
+    told = [line.removeprefix(f"{audit}: ") for line in what_can_be_shown(load_params(), audit)]
+    try:
+        here = audit_folder(audit)
+        galleries = here.summarize.exhibits
+        known = here.summarize.extremes.get(UNCHANGED, []) if here.summarize.has("extremes") else []
+        attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else pd.DataFrame()
+        shown = [one.exhibit for gallery in (*galleries.values(), known) for one in gallery]
+        landscape = here.summarize.landscape
+        source = ExampleSource(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
+        return explore_modes(landscape.modes, galleries, source), "", told
+    except UsageError as error:
+        return None, str(error), told
 
 
 def _replaces(decisions: Sequence[RecordedDecision]) -> str:
     """Describe what a revision replaces, before it is known who makes it; consistent with `record_decision`."""
     if any(decision.via == "time-out" for decision in decisions):
         return "the rejection by time-out, and my earlier one if I made one"
-    if len(decisions) == 1:
-        return f"{decisions[0].reviewer}’s"
-    return "my earlier one, or all earlier ones if I made none"
+    many = "my earlier one, or all earlier ones if I made none"
+    return f"{decisions[0].reviewer}’s" if len(decisions) == 1 else many
 
 
 def how_long(params: Params, audit: str) -> str:
@@ -222,7 +212,5 @@ def report_policy(head: str) -> str:
     A report runs its own scripts; without an origin, they cannot act in the reviewer's name.
     """
     own = _POLICY.search(head)
-    policy = (
-        own.group(1).replace("&#39;", "'") if own else "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    )
+    policy = own[1].replace("&#39;", "'") if own else "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return f"{policy}; frame-ancestors 'none'; sandbox allow-scripts allow-downloads allow-modals"
