@@ -66,6 +66,15 @@ app = typer.Typer(
 )
 
 
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(*examples: str, **settings: Any) -> Callable[[Command], Command]:
+    """Add a command to `app`, with examples below its help."""
+    shown = "   ".join(f"[cyan]{one}[/]" for one in examples)
+    return app.command(epilog=f"{'Examples' if len(examples) > 1 else 'Example'}:  {shown}", **settings)
+
+
 class _Console(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Render as rich does; only rich itself controls the terminal, not what is printed."""

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import All, Audit, Audits, Json, Preset, app, console, open_workspace, say, tell, working
+from flows.commands import All, Audit, Audits, Json, Preset, command, console, open_workspace, say, tell, working
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     from stages.params import Params
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]"
-    "   [cyan]faded audit news --preset quick[/]"
-)
+@command("faded audit", "faded audit imagenet", "faded audit --all", "faded audit news --preset quick")
 def audit(
     audits: Audits = None,
     all_: All = False,
@@ -27,7 +24,6 @@ def audit(
     runner: Annotated[
         str | None,
         typer.Option(
-            "--runner",
             envvar="FADED_RUNNER",
             metavar="NAME[=ADDRESS]",
             help="Where stages run: threads, dask or ray; the latter two optionally at an address.",
@@ -51,7 +47,7 @@ def audit(
     raise typer.Exit(int(ended.exit_code))
 
 
-@app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
+@command("faded plan", "faded plan --all")
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: Json = False) -> None:
     """Show what an audit would run, why, and what it would cost. Runs nothing.
 
@@ -72,17 +68,14 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: 
     tell("plan", found, show_plan)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]"
-    "   [cyan]faded status --html audits.html[/]"
-)
+@command("faded status", "faded status mnist --stages", "faded status --html audits.html")
 def status(
     audits: Audits = None,
     stages: Annotated[
         bool, typer.Option("--stages", help="Show every stage, whether it is stale, and why, instead.")
     ] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write it as a page, with trends and links.")
+        Path | None, typer.Option(metavar="FILE", help="Also write it as a page, with trends and links.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -110,10 +103,10 @@ def status(
     tell("status", found, show_status)
 
 
-@app.command(epilog="Examples:  [cyan]faded history[/]   [cyan]faded history mnist imagenet --last 10 --html[/]")
+@command("faded history", "faded history mnist imagenet --last 10 --html")
 def history(
     audits: Audits = None,
-    last: Annotated[int, typer.Option("--last", metavar="N", help="Number of results to show of each audit.")] = 5,
+    last: Annotated[int, typer.Option(metavar="N", help="Number of results to show of each audit.")] = 5,
     html: Annotated[bool, typer.Option("--html", help="Also write a page with a chart: .faded/history.html.")] = False,
     json: Json = False,
 ) -> None:
@@ -133,9 +126,11 @@ def history(
     tell("history", Histories(histories, page), show_history)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
-    "   [cyan]faded report mnist --pdf mnist.pdf[/]   [cyan]faded report mnist --browse[/]"
+@command(
+    "faded report",
+    "faded report imagenet --no-open",
+    "faded report mnist --pdf mnist.pdf",
+    "faded report mnist --browse",
 )
 def report(
     audit: Audit = None,
@@ -146,7 +141,7 @@ def report(
     ] = True,
     pdf: Annotated[
         Path | None,
-        typer.Option("--pdf", metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
+        typer.Option(metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
     ] = None,
     browse: Annotated[
         bool, typer.Option("--browse", help="Page through every probe instead, on a local server, until Ctrl-C.")
@@ -202,10 +197,7 @@ def _browse(params: "Params", name: str, open_: bool) -> None:
         threading.Event().wait()
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]"
-    "   [cyan]faded compare mnist news imagenet[/]"
-)
+@command("faded compare HEAD~1 HEAD", "faded compare v1 workspace imagenet", "faded compare mnist news imagenet")
 def compare(
     results: Annotated[
         list[str],
@@ -217,10 +209,7 @@ def compare(
     page: Annotated[
         Path | None,
         typer.Option(
-            "--page",
-            metavar="FILE.html",
-            help="Where to write the page with the curves.",
-            show_default=".faded/compare.html",
+            metavar="FILE.html", help="Where to write the page with the curves.", show_default=".faded/compare.html"
         ),
     ] = None,
     json: Json = False,

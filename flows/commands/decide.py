@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import Audit, Preset, app, console, errors, open_workspace, say
+from flows.commands import Audit, Preset, command, console, errors, open_workspace, say
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,19 +22,14 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 _Audit = Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")]
-_Reviewer = Annotated[
-    str | None, typer.Option("--reviewer", metavar="NAME", help="Your name.", show_default="git's user.name")
-]
+_Reviewer = Annotated[str | None, typer.Option(metavar="NAME", help="Your name.", show_default="git's user.name")]
 _Landscape = Annotated[
-    str | None, typer.Option("--landscape", metavar="HASH", help="Refuse if the current landscape is a different one.")
+    str | None, typer.Option(metavar="HASH", help="Refuse if the current landscape is a different one.")
 ]
 _Revise = Annotated[bool, typer.Option("--revise", help="Replace an earlier decision, which is kept on record.")]
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded review mnist[/]   [cyan]faded review mnist --terminal[/]"
-    "   [cyan]faded review mnist --link --reviewer 'Ada L.'[/]"
-)
+@command("faded review mnist", "faded review mnist --terminal", "faded review mnist --link --reviewer 'Ada L.'")
 def review(
     audit: Audit = None,
     preset: Preset = None,
@@ -44,21 +39,17 @@ def review(
         Path | None, typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md).")
     ] = None,
     reviewer: Annotated[
-        str | None, typer.Option("--reviewer", metavar="NAME", help="Who decides: the link is for this reviewer only.")
+        str | None, typer.Option(metavar="NAME", help="Who decides: the link is for this reviewer only.")
     ] = None,
     host: Annotated[
         str | None,
         typer.Option(
-            "--host",
-            help="Address to listen on; anything but 127.0.0.1 is reachable from the network.",
-            show_default="127.0.0.1",
+            help="Address to listen on; anything but 127.0.0.1 is reachable from the network.", show_default="127.0.0.1"
         ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(
-            "--port", metavar="N", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"
-        ),
+        typer.Option(metavar="N", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"),
     ] = None,
     open_: Annotated[
         bool | None,
@@ -171,24 +162,18 @@ def _show_outcome(outcome: DecisionOutcome) -> None:
     say(f"{outcome.reviewer} {word} the repair of {outcome.audit}.", *outcome.next_steps)
 
 
-@app.command(
-    epilog="Example:  [cyan]faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4[/]"
-)
+@command("faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4")
 def approve(
     audit: _Audit,
     reviewer: _Reviewer = None,
-    reason: Annotated[str, typer.Option("--reason", help="Reason for the decision as a whole.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason for the decision as a whole.")] = "",
     repair: Annotated[
-        list[str] | None,
-        typer.Option("--repair", metavar="MODES=WHY", help="Modes to repair, such as M1,M3='seen in the field'."),
+        list[str] | None, typer.Option(metavar="MODES=WHY", help="Modes to repair, such as M1,M3='seen in the field'.")
     ] = None,
     accept: Annotated[
-        list[str] | None,
-        typer.Option("--accept", metavar="MODES=WHY", help="Failures to accept, such as M2='too rare to matter'."),
+        list[str] | None, typer.Option(metavar="MODES=WHY", help="Failures to accept, such as M2='too rare to matter'.")
     ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option("--ignore", metavar="MODES", help="Modes to ignore, such as M4,M5.")
-    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="MODES", help="Modes to ignore, such as M4,M5.")] = None,
     landscape: _Landscape = None,
     revise: _Revise = False,
 ) -> None:
@@ -227,10 +212,10 @@ def approve(
     )
 
 
-@app.command(epilog="Example:  [cyan]faded reject mnist --reviewer 'Ada L.' --reason 'the labels are wrong'[/]")
+@command("faded reject mnist --reviewer 'Ada L.' --reason 'the labels are wrong'")
 def reject(
     audit: _Audit,
-    reason: Annotated[str, typer.Option("--reason", help="Reason for the rejection.")],
+    reason: Annotated[str, typer.Option(help="Reason for the rejection.")],
     reviewer: _Reviewer = None,
     landscape: _Landscape = None,
     revise: _Revise = False,

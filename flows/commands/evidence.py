@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import Audit, Json, Preset, app, console, errors, open_workspace, say, tell, working
+from flows.commands import Audit, Json, Preset, command, console, errors, open_workspace, say, tell, working
 from flows.terminal import print_plain
 from stages.core.errors import FadedError, UsageError
 
 SigningKey = Annotated[
-    Path | None, typer.Option("--sign", metavar="KEY.pem", help="Sign with this private key (Ed25519, ECDSA or RSA).")
+    Path | None, typer.Option(metavar="KEY.pem", help="Sign with this private key (Ed25519, ECDSA or RSA).")
 ]
 
 
-@app.command(epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]")
+@command("faded evidence mnist", "faded evidence mnist --sign key.pem")
 def evidence(
     audit: Audit = None,
     preset: Preset = None,
@@ -60,21 +60,18 @@ def _passphrase() -> str:
     return known if known is not None else str(typer.prompt("passphrase of the key", hide_input=True, err=True))
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded verify EVIDENCE.zip[/]"
-    "   [cyan]faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .[/]"
+@command(
+    "faded verify EVIDENCE.zip",
+    "faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .",
 )
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
     key: Annotated[
-        list[Path] | None,
-        typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature by one of these public keys."),
+        list[Path] | None, typer.Option(metavar="PUBLIC.pem", help="Require a signature by one of these public keys.")
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(
-            "--model", metavar="FOLDER", help="Require that this folder contains the model the verdict is about."
-        ),
+        typer.Option(metavar="FOLDER", help="Require that this folder contains the model the verdict is about."),
     ] = None,
     require_signed: Annotated[
         bool, typer.Option("--require-signed", help="Require a signature by a key known on this machine.")
@@ -86,7 +83,7 @@ def verify(
         bool, typer.Option("--require-passed", help="Require that the verdict is a pass.")
     ] = False,
     max_age: Annotated[
-        float | None, typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than this.")
+        float | None, typer.Option(metavar="DAYS", min=0.0, help="Require a signature no older than this.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -109,10 +106,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded reproduce mnist-cc2be29635524f7a.zip[/]"
-    "   [cyan]faded reproduce mnist-cc2be29635524f7a.zip --sign lab.pem[/]"
-)
+@command("faded reproduce mnist-cc2be29635524f7a.zip", "faded reproduce mnist-cc2be29635524f7a.zip --sign lab.pem")
 def reproduce(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
     sign: SigningKey = None,
@@ -149,7 +143,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Examples:  [cyan]faded export mnist deploy/mnist[/]   [cyan]faded export deploy/first-audit[/]")
+@command("faded export mnist deploy/mnist", "faded export deploy/first-audit")
 def export(
     where: Annotated[
         list[str], typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; the first audit by default.")
@@ -159,7 +153,6 @@ def export(
     sign: Annotated[
         Path | None,
         typer.Option(
-            "--sign",
             metavar="KEY.pem",
             help="Also write model.sig for tools of OpenSSF Model Signing; an EC key. Needs faded\\[signing].",
         ),
@@ -183,33 +176,24 @@ def export(
     say(f"{name}: the repaired model is in {target}", f"evidence: {bundle}")
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]"
-    "   [cyan]faded gate mnist --first --junit gate.xml[/]"
+@command(
+    "faded gate", "faded gate mnist --against origin/main --tolerance 0.01", "faded gate mnist --first --junit gate.xml"
 )
 def gate(
     audit: Audit = None,
     preset: Preset = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="REV", help="A git revision; by default the newest one whose audit passed."),
+        str | None, typer.Option(metavar="REV", help="A git revision; by default the newest one whose audit passed.")
     ] = None,
     tolerance: Annotated[
         float,
-        typer.Option(
-            "--tolerance",
-            metavar="NUMBER",
-            min=0.0,
-            max=1.0,
-            help="Largest increase still accepted (0.02 = 2 points).",
-        ),
+        typer.Option(metavar="NUMBER", min=0.0, max=1.0, help="Largest increase still accepted (0.02 = 2 points)."),
     ] = 0.02,
     first: Annotated[
         bool, typer.Option("--first", help="If there is nothing to compare with, judge by the audit's own gates alone.")
     ] = False,
     junit: Annotated[
-        Path | None,
-        typer.Option("--junit", metavar="FILE", help="Also write JUnit XML, with a test case for each gate."),
+        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML, with a test case for each gate.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from flows.commands import app, console, errors
+from flows.commands import command, console, errors
 
 _KINDS = "faded.init"  # key for the values of options that kinds of tasks declare
 
@@ -58,10 +58,11 @@ def _keep(ctx: Any, option: Any, value: Any) -> None:
     ctx.meta.setdefault(_KINDS, {})[name] = None if value in ((), []) else value
 
 
-@app.command(
+@command(
+    "faded init",
+    "faded init --model resnet18.pth --data pets --yes",
+    "faded init --model facebook/bart-large-cnn --data news.jsonl --no-repair",
     cls=InitCommand,
-    epilog="Examples:  [cyan]faded init[/]   [cyan]faded init --model resnet18.pth --data pets --yes[/]"
-    "   [cyan]faded init --model facebook/bart-large-cnn --data news.jsonl --no-repair[/]",
 )
 def init(
     ctx: typer.Context,
@@ -69,41 +70,33 @@ def init(
         Path, typer.Argument(metavar="[FOLDER]", help="Folder in a git repository; the current one by default.")
     ] = Path(),
     model: Annotated[
-        str | None, typer.Option("--model", help="A file, a folder, ORG/NAME on the Hugging Face hub, or a URL.")
+        str | None, typer.Option(help="A file, a folder, ORG/NAME on the Hugging Face hub, or a URL.")
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data",
-            help="A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub.",
+            help="A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub."
         ),
     ] = None,
     kind: Annotated[
-        str | None,
-        typer.Option("--kind", help="What the model does: the name of an installed task; guessed from the model."),
+        str | None, typer.Option(help="What the model does: the name of an installed task; guessed from the model.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the audit; guessed from the data.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the audit; guessed from the data.")] = None,
     repair: Annotated[
         bool | None,
         typer.Option("--repair/--no-repair", help="Whether to add a repair and its re-evaluation.", show_default=False),
     ] = None,
     key_env: Annotated[
-        str | None,
-        typer.Option(
-            "--key-env", metavar="NAME", help="Environment variable with the API key of a model behind a URL."
-        ),
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the API key of a model behind a URL.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split of a data set on the hub.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a data set on the hub.")] = None,
     budget: Annotated[
         int | None,
-        typer.Option(
-            "--budget", metavar="N", min=1, help="Unique probes for the search.", show_default="about 10 minutes' worth"
-        ),
+        typer.Option(metavar="N", min=1, help="Unique probes for the search.", show_default="about 10 minutes' worth"),
     ] = None,
     probes: Annotated[
         int | None,
         typer.Option(
-            "--probes",
             metavar="N",
             min=100,
             help="Unique probes for the sweep of each concept alone.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands import Audit, Preset, app, console, open_workspace, say
+from flows.commands import Audit, Preset, command, console, open_workspace, say
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,17 +16,13 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded reviewers add 'Ada L.'[/]   [cyan]faded reviewers add Bob --public-key bob.pub[/]"
-    "   [cyan]faded reviewers list[/]"
-)
+@command("faded reviewers add 'Ada L.'", "faded reviewers add Bob --public-key bob.pub", "faded reviewers list")
 def reviewers(
     what: Annotated[Literal["list", "add", "remove"], typer.Argument(metavar="WHAT", help="list, add or remove.")],
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The reviewer to add or remove.")] = None,
     public_key: Annotated[
         str | None,
         typer.Option(
-            "--public-key",
             metavar="FILE|KEY",
             help="Public key of a reviewer whose private key is elsewhere.",
             show_default="that of a key made here",
@@ -34,9 +30,7 @@ def reviewers(
     ] = None,
     audit: Annotated[
         list[str] | None,
-        typer.Option(
-            "--audit", metavar="AUDIT", help="Only for this audit; repeatable.", show_default="all with human review"
-        ),
+        typer.Option(metavar="AUDIT", help="Only for this audit; repeatable.", show_default="all with human review"),
     ] = None,
 ) -> None:
     """List, add or remove reviewers: once there are keys, only decisions signed with one of them count.
@@ -145,30 +139,25 @@ def _write(keys: Mapping[str, Mapping[str, str]]) -> None:
     edit_file(Path("params.yaml"), lambda text: with_keys(text, keys))
 
 
-@app.command(epilog="Examples:  [cyan]faded ratings news[/]   [cyan]faded ratings news --write[/]")
+@command("faded ratings news", "faded ratings news --write")
 def ratings(
     audit: Audit = None,
     preset: Preset = None,
     target: Annotated[
-        Literal["quality", "bias"],
-        typer.Option("--target", metavar="quality|bias", help="Which of the two ratings to use."),
+        Literal["quality", "bias"], typer.Option(metavar="quality|bias", help="Which of the two ratings to use.")
     ] = "quality",
     write: Annotated[bool, typer.Option("--write", help="Write ratings.json and enable it in params.yaml.")] = False,
     labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="Write the ratings as labels that a judge is calibrated on."),
+        Path | None, typer.Option(metavar="FILE", help="Write the ratings as labels that a judge is calibrated on.")
     ] = None,
     spot_check: Annotated[
         Path | None,
         typer.Option(
-            "--spot-check",
             metavar="FILE",
             help="Draw probes at random for people to judge (CSV); once they have, correct the failure rate by it.",
         ),
     ] = None,
-    draws: Annotated[
-        int, typer.Option("--draws", metavar="N", min=20, help="With --spot-check: the number of draws.")
-    ] = 100,
+    draws: Annotated[int, typer.Option(metavar="N", min=20, help="With --spot-check: the number of draws.")] = 100,
 ) -> None:
     """Compare human ratings with the automatic score, and show which probes people would call failures.
 

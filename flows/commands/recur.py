@@ -5,26 +5,24 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import app, console, open_workspace, say, working
+from flows.commands import command, console, open_workspace, say, working
 from stages.core.errors import UsageError
 
 _URL = "Use - to read the address from standard input and keep it out of the shell history."
 
 
-@app.command(
-    epilog='Examples:  [cyan]faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin[/]'
-    "   [cyan]faded schedule mnist --off[/]   [cyan]faded schedule[/]"
+@command(
+    'faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin', "faded schedule mnist --off", "faded schedule"
 )
 def schedule(
     audit: Annotated[
         str | None, typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; without, all are listed.")
     ] = None,
     cron: Annotated[
-        str | None, typer.Option("--cron", metavar="CRON", help="Minute, hour, day of month, month, day of week.")
+        str | None, typer.Option(metavar="CRON", help="Minute, hour, day of month, month, day of week.")
     ] = None,
     timezone: Annotated[
-        str | None,
-        typer.Option("--timezone", metavar="ZONE", help="Time zone of the schedule.", show_default="unchanged, or UTC"),
+        str | None, typer.Option(metavar="ZONE", help="Time zone of the schedule.", show_default="unchanged, or UTC")
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Turn the schedule off; it is kept for later.")] = False,
 ) -> None:
@@ -50,12 +48,11 @@ def schedule(
     _apply()
 
 
-@app.command(epilog="Example:  [cyan]faded serve[/]")
+@command("faded serve")
 def serve(
     port: Annotated[
         int | None,
         typer.Option(
-            "--port",
             metavar="N",
             min=1,
             max=65535,
@@ -85,22 +82,17 @@ def serve(
     run(params, console, port=port, review=review)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test[/]"
-    "   [cyan]faded notify --email - --test[/]"
-)
+@command("faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test", "faded notify --email - --test")
 def notify(
-    slack: Annotated[str | None, typer.Option("--slack", metavar="URL", help=f"A Slack webhook. {_URL}")] = None,
+    slack: Annotated[str | None, typer.Option(metavar="URL", help=f"A Slack webhook. {_URL}")] = None,
     webhook: Annotated[
-        str | None,
-        typer.Option("--webhook", metavar="URL", help=f"A webhook that accepts JSON (text, subject, body). {_URL}"),
+        str | None, typer.Option(metavar="URL", help=f"A webhook that accepts JSON (text, subject, body). {_URL}")
     ] = None,
     email: Annotated[
-        str | None,
-        typer.Option("--email", metavar="URL", help=f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}"),
+        str | None, typer.Option(metavar="URL", help=f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}")
     ] = None,
     block: Annotated[
-        str | None, typer.Option("--block", metavar="TYPE/NAME", help="A notification block that you made in Prefect.")
+        str | None, typer.Option(metavar="TYPE/NAME", help="A notification block that you made in Prefect.")
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Turn notifications off.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Send a test message now, and show whether it arrived.")] = False,
