@@ -13,10 +13,8 @@ from rich.markup import escape
 
 import stages.screening
 from flows.choosing import healed_audit, run_prepare
-from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain
-from flows.workspace import exclusive
 from stages.code import code_of
 from stages.concepts import Level
 from stages.core.environment import WORK
@@ -40,19 +38,14 @@ _VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "ye
 
 
 def screen_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
-    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page.
-
-    Raises a UsageError if there are too few probes for the concepts, and a FadedError if the model under test cannot be
-    prepared.
-    """
-    with exclusive():
-        found, _ = sweep_concepts(params, name, probes, console)
+    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page."""
+    found, _ = sweep_concepts(params, name, probes, console)
     show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
     console.print(f"{found.probes:,} unique probes spent")
 
 
 def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> tuple[Sweep, float]:
-    """Prepare the model and its items, and sweep the audit's concepts; the caller holds the workspace's lock.
+    """Prepare the model and its items, and sweep the audit's concepts.
 
     Returns the sweep, and the seconds that a probe takes. Raises a UsageError if there are too few probes for the
     concepts, and a FadedError if the model or the data cannot be prepared.
@@ -60,8 +53,7 @@ def sweep_concepts(params: Params, name: str, probes: int | None, console: Conso
     Args:
         probes: largest number of unique probes; None to derive it from the duration of a probe.
     """
-    audit = healed_audit(params, name, console)
-    with stopping_on_signals():
+    with healed_audit(params, name, console) as audit:
         run_prepare(name, console)
         seconds = _seconds_of_probe(name, audit)
         most = probes or int(np.clip(SECONDS / seconds, *PROBES))

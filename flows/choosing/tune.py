@@ -19,9 +19,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from flows.choosing import healed_audit, run_prepare, write_params
-from flows.processes import stopping_on_signals
 from flows.terminal import new_table, print_plain
-from flows.workspace import exclusive
 from flows.workspace.edit_params import with_compute
 from stages.core.environment import torch_threads
 from stages.core.errors import UsageError
@@ -42,26 +40,19 @@ DTYPES = ("float32", "bfloat16")
 
 
 def tune_audit(params: Params, name: str, settings: Settings, write: bool, console: Console) -> None:
-    """Measure, show and on request write the fastest settings for the model of an audit.
-
-    Raises a UsageError if params.yaml is invalid or cannot be edited, or the model is behind HTTP; a FadedError if the
-    model under test cannot be prepared.
-    """
+    """Measure, show and on request write the fastest settings for the model of an audit."""
     audit = params.audit(name)
     if is_served(audit.prepare.get("model")):  # perhaps paid for, and nothing about this machine
         raise UsageError(
             f"audits.{name} has a model behind HTTP, to which tune would send thousands of requests: set"
             " prepare.model.batch_size, concurrency and rate instead"
         )
-    with exclusive():
-        healed_audit(params, name, console)
-        with stopping_on_signals():
-            run_prepare(name, console)
-            tuning = measure_choices(name, audit, settings, lambda line: print_plain(console, line))
+    with healed_audit(params, name, console):
+        run_prepare(name, console)
+        tuning = measure_choices(name, audit, settings, lambda line: print_plain(console, line))
         show_tuning(console, name, tuning, settings)
-        best = tuning.best(settings.allow_bfloat16)
         if write:
-            _write(name, audit, best.compute, console)
+            _write(name, audit, tuning.best(settings.allow_bfloat16).compute, console)
 
 
 def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> None:
@@ -219,36 +210,31 @@ def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Cal
             impossible[f"{backend} {dtype}"] = str(error)
 
     choices = [now, *(choice for choice in found if choice.compute != now.compute)]
+    now.tried = next((choice.tried for choice in found if choice.compute == now.compute), {})
     for choice in choices:
         choice.passes.clear()
         bench.open(choice)
     tell(f"all of them in turns, {settings.rounds} rounds ...")
     bench.rounds(choices)
     bench.compare(choices, reference)
-    for choice in found:
-        if choice.compute == now.compute:
-            now.tried = choice.tried
     return Tuning(choices, impossible, bench.compared)
 
 
 def _double(bench: Bench, compute: Compute) -> ComputeChoice:
     """Double the batch size until the speed-up is below `GROWTH`, or it would take too much memory."""
-    best = bench.open(ComputeChoice(replace(compute, batch_size=FEWEST)))
-    tried: dict[int, float] = {}
-    while True:
-        size = 2 * best.compute.batch_size
-        more = None
-        if size <= MOST and best.memory + 2 * best.grown <= bench.limit:
-            more = bench.open(ComputeChoice(replace(compute, batch_size=size)))
-        bench.rounds([best, more] if more else [best])
-        tried[best.compute.batch_size] = best.speed
-        if more is None:
-            break
-        tried[size] = more.speed
+    size, tried = FEWEST, dict[int, float]()
+    best = bench.open(ComputeChoice(replace(compute, batch_size=size)))
+    while (size := 2 * size) <= MOST and best.memory + 2 * best.grown <= bench.limit:
+        more = bench.open(ComputeChoice(replace(compute, batch_size=size)))
+        bench.rounds([best, more])
+        tried |= {size // 2: best.speed, size: more.speed}
         if more.memory > bench.limit or more.speed < GROWTH * best.speed:
             break
         bench.close(best)
         best, more.passes = more, []
+    else:
+        bench.rounds([best])
+        tried[best.compute.batch_size] = best.speed
     best.tried = tried
     return best
 

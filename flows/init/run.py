@@ -52,8 +52,8 @@ class Options:
 def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) -> None:
     """Ask, inspect, write an audit, and sweep its concepts.
 
-    Raises a UsageError if an answer is missing or unusable; params.yaml is unchanged then, and a FadedError if the
-    model cannot be prepared for another reason; the same command resumes from there.
+    Raises a UsageError if an answer is missing or unusable; params.yaml is unchanged then. If the model cannot be
+    prepared for another reason, the same command resumes from there.
 
     Args:
         folder: a folder in a git repository; if it, or one above it, has audits, the new one is added there.
@@ -62,22 +62,18 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     check_folder(workspace)
     before = _text(workspace)
     earlier = list(unfinished(workspace, before))
-    # The one with the wanted name, otherwise the last one.
-    offered = next((one for one in earlier if options.answers.get("name") in (None, one.name)), None)
-    if offered is not None:
+    offered = next((one for one in earlier if _is_of(one, options.answers)), Unfinished(""))  # the last one first
+    if offered.name:
         console.print(f"an earlier run for {offered.name} did not finish; its answers are offered", style="yellow")
         options = replace(options, budget=options.budget or offered.budget, probes=options.probes or offered.probes)
-    questions = Questions(
-        console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
-    )
+    questions = Questions(console, options.answers, asks=asks, yes=options.yes, before=offered.answers)
     raw = parse_yaml(before.encode(), str(PARAMS))
     audits = raw.get("audits") if isinstance(raw, dict) else None
     again = {one.name for one in earlier if one.written}
     taken = [name for name in (audits if isinstance(audits, dict) else ()) if name not in again]
     wanted = ask_questions(questions, workspace, taken, options.budget)
     # The command may be resumed in another folder.
-    paths = {key: Path(str(questions.answers[key])).expanduser() for key in _PATHS if key in questions.answers}
-    questions.answers.update({key: str(path.absolute()) for key, path in paths.items() if path.exists()})
+    questions.answers.update({key: _found(questions.answers[key]) for key in _PATHS if key in questions.answers})
     draft = propose_audit(wanted)
     refuse_idle_numbers(draft, options.budget, options.probes)
     refuse_taken(workspace, draft.name, wanted.placed, copy=options.copy)
@@ -101,13 +97,7 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
-    """Make a folder a workspace without an audit, for audits written by hand.
-
-    Raises a UsageError if an audit is described, or the folder cannot become a workspace.
-
-    Args:
-        folder: a folder in a git repository; an existing params.yaml with audits is kept.
-    """
+    """Make a folder in a git repository a workspace without an audit; existing audits are kept."""
     given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
     given += [f"--{name}" for name in ("budget", "probes") if getattr(options, name)]
     if given:
@@ -116,6 +106,18 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
     print_plain(console, *(f"wrote {path}" for path in written))
     told = "an audit is yours to write into" if written else "it is already a workspace; audits are in"
     print_plain(console, f"{told} {folder / PARAMS}; `faded plan` checks it")
+
+
+def _is_of(one: Unfinished, given: Mapping[str, Answer | None]) -> bool:
+    """Whether an earlier run was for the audit that options describe."""
+    said = {key: given[key] for key in ("name", "kind", "model", "data") if given.get(key) is not None}
+    return all(one.answers.get(key, answer) in (answer, _found(answer)) for key, answer in said.items())
+
+
+def _found(answer: object) -> str:
+    """The absolute path of a file that an answer names; other answers as they are."""
+    path = Path(str(answer)).expanduser()
+    return str(path.absolute()) if path.exists() else str(answer)
 
 
 def _write_and_sweep(
