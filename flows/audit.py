@@ -310,7 +310,7 @@ def gated(params: Params, graph: Graph, todo: Iterable[Stage]) -> dict[str, list
     """Stages that may only be submitted once a person has decided, by audit."""
     todo = list(todo)
     gates = [stage for stage in todo if stage.kind == GATED and waits_for_person(params, stage.audit)]
-    return {gate.audit: graph.downstream([gate.name]).among(todo) for gate in gates}
+    return {gate.audit: graph.downstream([gate.name], todo) for gate in gates}
 
 
 def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit, cached: Futures) -> list[StageResult]:

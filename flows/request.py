@@ -52,10 +52,7 @@ def waits_for_person(params: Params, audit: str) -> bool:
 
 
 def needs_decision(params: Params, audit: str) -> str | None:
-    """The hash of the audit's landscape if it waits for a person's decision, else None.
-
-    An audit without a landscape needs none yet: its earlier stages report what is wrong.
-    """
+    """The hash of the audit's landscape if it waits for a person's decision, else None, also without a landscape."""
     if not waits_for_person(params, audit) or not (stage_dir(audit, "summarize") / "landscape.json").exists():
         return None
     from stages.decisions import standing

@@ -44,7 +44,6 @@ class Shipment(BaseModel):
     """Everything a worker needs to bring one stage up to date in its own clone.
 
     Args:
-        stage: its name in dvc.yaml.
         files: small texts that are in no remote, by path: params.yaml, dvc.yaml, ratings.
         lock: the stage's entry in the driver's dvc.lock, None if it never ran.
         inputs: outputs of other stages that this one reads, by content.
@@ -125,10 +124,9 @@ def finished(audit: str, results: Sequence[StageResult]) -> bool:
 def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None) -> StageResult:
     """Let DVC bring one stage up to date.
 
-    Raises a UsageError if the stage reports invalid input (exit code 2): another run would not help; a RejectedError if
-    a person rejected the landscape (collect_feedback only, exit code 1); a BugError if it fails in an unforeseen way:
-    another run would not help either; an UnavailableError if a service it needs does not respond; the stage itself has
-    already retried; an InfrastructureError if it ends in any other way: killed, out of memory, a full disk.
+    Raises a UsageError if the stage reports invalid input (exit code 2), a RejectedError if a person rejected the
+    landscape (collect_feedback only), a BugError if it fails in an unforeseen way, an UnavailableError if a service did
+    not respond (the stage itself has already retried), and else an InfrastructureError: only then may another run help.
 
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.

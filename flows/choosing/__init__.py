@@ -48,7 +48,7 @@ def run_prepare(audit: str, console: Console) -> None:
         else:
             print_plain(console, line)
 
-    for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
+    for stage in graph.downstream([stage.name for stage in wanted if stage.stale], wanted):
         console.print(f"{stage.name} is not up to date, so it runs first")
         record_timings([run_stage(stage.name, say)])
         print_plain(console, *errors)

@@ -62,7 +62,7 @@ class Stage:
 
     @property
     def stale(self) -> bool:
-        """Whether DVC would run it (or restore its outputs) now."""
+        """Whether DVC would run it, or restore its outputs."""
         return bool(self.reasons)
 
 
@@ -76,49 +76,40 @@ class Graph:
         return iter(self.stages.values())
 
     def of(self, audits: Collection[str]) -> list[Stage]:
-        """Stages of these audits, and all others that they depend on.
-
-        Raises a UsageError if dvc.yaml makes no stages for an audit.
-        """
+        """Stages of these audits, and all others that they depend on; refuses an audit without stages in dvc.yaml."""
         for audit in audits:
             missing = [kind for kind in FIRST_STAGES if f"{kind}@{audit}" not in self.stages]
             if missing:
                 raise UsageError(f"dvc.yaml has no stage {', '.join(missing)} for audit {audit!r}")
-        return list(self.upstream(stage.name for stage in self if stage.audit in audits))
+        return self.upstream(stage.name for stage in self if stage.audit in audits)
 
     def to_do(self, audits: Collection[str]) -> list[Stage]:
         """Stale stages of these audits, and those that depend on them, which DVC may still find unchanged."""
         selected = self.of(audits)
-        return self.downstream(stage.name for stage in selected if stage.stale).among(selected)
+        return self.downstream([stage.name for stage in selected if stage.stale], selected)
 
-    def upstream(self, names: Iterable[str]) -> "Graph":
+    def upstream(self, names: Iterable[str]) -> list[Stage]:
         """These stages and all that they depend on."""
         reached = set(names)
         for stage in reversed(list(self)):
             if stage.name in reached:
                 reached.update(stage.upstream)
-        return Graph({stage.name: stage for stage in self if stage.name in reached})
+        return [stage for stage in self if stage.name in reached]
 
-    def downstream(self, names: Iterable[str]) -> "Graph":
-        """These stages and all that depend on them."""
+    def downstream(self, names: Iterable[str], among: Iterable[Stage]) -> list[Stage]:
+        """Those among some stages that have these names, or depend on one that has."""
         reached = set(names)
         for stage in self:
             if reached.intersection(stage.upstream):
                 reached.add(stage.name)
-        return Graph({stage.name: stage for stage in self if stage.name in reached})
-
-    def among(self, stages: Iterable[Stage]) -> list[Stage]:
-        """The stages among `stages` that are in this graph, in the order of the graph."""
-        names = {stage.name for stage in stages}
-        return [stage for stage in self if stage.name in names]
+        return [stage for stage in among if stage.name in reached]
 
 
 def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     """Query DVC once for all stages and their state, under its lock, so that no stage is read while it is written.
 
-    If nothing changed since the last query, its stored answer is used (flows/graph/known_graph.py). Raises a UsageError
-    if dvc.yaml or .dvc is missing or invalid, and an InfrastructureError if another process holds outputs of a stage,
-    unless `looks`.
+    If nothing changed since the last query, its stored answer is used (flows/graph/known_graph.py). Raises an
+    InfrastructureError if another process holds outputs of a stage, unless `looks`.
 
     Args:
         looks: whether nothing will be run, so that a stage that a process is running is reported as `RUNS_NOW`.
@@ -159,7 +150,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
 
 
 def believe_only_bytes(repo: "Repo", hashes: Hashes) -> None:
-    """Make DVC hash local files from their bytes, and correct the hashes it knows and these, which a caller saves."""
+    """Make DVC hash local files from their bytes, and correct the hashes it knows; the caller saves `hashes`."""
     repo.state = _Bytes(repo.state, hashes)
     for cache in (repo.cache.local, repo.cache.legacy):
         cache.state = repo.state
@@ -263,7 +254,7 @@ def _snapshot(repo: Any, root: Path, ours: str, graph: Any, looks: bool) -> Grap
 
 
 def _gpus(params: Params, kind: str, audit: str) -> int:
-    """The number of GPUs that params.yaml requests for a stage; stages that probe no model need none."""
+    """The GPUs that params.yaml requests for a stage; stages that probe no model need none."""
     if not audit or kind in ASK_NO_MODEL:
         return 0
     return params.repair(audit).gpus if kind in ("restructure", "re_evaluate") else params.audit(audit).compute.gpus
@@ -296,10 +287,8 @@ def _reasons(stage: Any, looks: bool) -> tuple[str, ...]:
         if looks:
             return (RUNS_NOW,)
         raise
-    dependencies = {
-        k: v for entry in status if isinstance(entry, dict) for k, v in entry.get("changed deps", {}).items()
-    }
-    if dependencies and not any(dep.hash_info for dep in stage.deps):
+    changed = any(entry.get("changed deps") for entry in status if isinstance(entry, dict))
+    if changed and not any(dep.hash_info for dep in stage.deps):
         return ("never ran",)
     reasons = []
     for entry in status:
@@ -319,9 +308,5 @@ def _reasons(stage: Any, looks: bool) -> tuple[str, ...]:
 
 
 def _causes(error: BaseException) -> str:
-    texts = []
-    cause: BaseException | None = error
-    while cause is not None:
-        texts.append(" ".join(str(cause).split()))
-        cause = cause.__cause__
-    return ": ".join(text for text in texts if text)
+    said, cause = " ".join(str(error).split()), error.__cause__
+    return ": ".join(filter(None, [said, _causes(cause) if cause is not None else ""]))

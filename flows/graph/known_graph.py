@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> list[str]:
     """Update code.json of all audits, and their entries in dvc.lock; the caller holds DVC's lock.
 
-    Returns where users' own modules are or could be, if an audit uses any, as DVC does not watch them. Raises a
-    UsageError if a file cannot be written.
+    Returns where users' own modules are or could be, if an audit uses any, as DVC does not watch them.
 
     Args:
         ours: path of the workspace's dvc.yaml in the repository.
@@ -89,10 +88,7 @@ _PASSED_OVER = {".git", ".hg", ".dvc", "__pycache__"}
 
 
 def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
-    """Update the notes of all audits.
-
-    Raises a UsageError if a linked folder cannot be read, or its note cannot be written.
-    """
+    """Update the notes of all audits."""
     for inputs in sorted(root.resolve().glob(f"{DATA}/*/inputs")):
         note = inputs / NOTE
         try:
@@ -134,11 +130,10 @@ _SOURCES = (PACKAGE, Path(__file__).parents[1])  # the code that reads the graph
 
 @dataclass(frozen=True)
 class Known:
-    """A stored answer of DVC.
+    """A stored answer of DVC: stages, the files and folders that it depends on, and their mark.
 
     Args:
         looks: whether the querying command runs nothing, so that dvc.lock may not name the current code.
-        paths: files and folders it depends on.
     """
 
     looks: bool
@@ -148,7 +143,7 @@ class Known:
 
 
 def recall(root: Path, *, looks: bool) -> list[dict[str, Any]] | None:
-    """The stages from DVC's last answer in a workspace; None if DVC has to be queried."""
+    """The stages from DVC's last answer; None if DVC has to be queried."""
     known = read_state(root / KNOWN, Known)
     if known is None or (known.looks and not looks) or is_at_work(root):
         return None
@@ -161,7 +156,6 @@ def remember(root: Path, known: Known, asked: int) -> None:
     They may while a stage is running, or if they changed shortly before the query, as timestamps are coarse.
 
     Args:
-        known: the answer; its mark was taken before DVC looked at the files.
         asked: when DVC was queried (ns).
     """
     mark, newest = mark_of(root, known.paths)
