@@ -3,7 +3,6 @@
 They only connect other modules, and import them when they run, so that `--help` is fast.
 """
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,16 +156,8 @@ def open_workspace(
 
 
 def _preset(params: "Params", name: str, preset: str) -> str:
-    """Return the name of the audit that is this preset of another."""
     if (wanted := f"{name}-{preset}") not in params.audits:
         known = [other.removeprefix(f"{name}-") for other in params.audits if other.startswith(f"{name}-")]
         found = ", ".join(known) or "none"
         raise UsageError(f"audit {name!r} has no preset {preset!r} ({wanted} in params.yaml), found: {found}")
     return wanted
-
-
-@contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show a status line while the block runs."""
-    with console.status(f"{what} ..."):
-        yield

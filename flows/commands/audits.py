@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import All, Audit, Audits, Json, Preset, command, console, open_workspace, say, tell, working
+from flows.commands import All, Audit, Audits, Json, Preset, command, console, open_workspace, say, tell
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: 
     from flows.views import show_plan
 
     params, names = open_workspace(audits, all_, preset, to_run=True)
-    with working("checking params.yaml and the state of the stages"):
+    with console.status("checking params.yaml and the state of the stages ..."):
         runner = chosen_runner(params, None)
         graph = read_graph(looks=True)
         if graph.to_do(names):  # it imports what tasks need
@@ -92,7 +92,7 @@ def status(
     params, names = open_workspace(audits, not audits)
     for name in names:
         expire(params, name)
-    with working("checking the state of the stages"):
+    with console.status("checking the state of the stages ..."):
         graph = read_graph(looks=True)
         without = [name for name in unmeasured(Path()) if name in names]
         found = read_status(params, graph, names, without, running_audit())
@@ -185,7 +185,7 @@ def report(
 
 def _browse(params: "Params", name: str, open_: bool) -> None:
     """Serve the pages of probes until Ctrl-C."""
-    with working("reading the probes, and loading what changes their inputs"):
+    with console.status("reading the probes, and loading what changes their inputs ..."):
         from flows.people.browse import ShownProbes, serve_probes
         from flows.people.review.links import write_way_in
 
@@ -226,7 +226,7 @@ def compare(
 
     here = Path.cwd()
     params, [default] = open_workspace(None, False)
-    with working("reading the results"):
+    with console.status("reading the results ..."):
         together = put_side_by_side(chosen_results(results, params.audits, default))
         out = PAGE if page is None else here / page
         write_comparison_page(out, together)

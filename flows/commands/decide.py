@@ -193,15 +193,15 @@ def approve(
     if not (undecided or silent):
         _decide(name, draft.decision(present, modes), revise)
         return
-    lacking = [f"{', '.join(undecided)}: a choice is needed"] if undecided else []
-    lacking += [f"{', '.join(silent)}: a reason is needed"] if silent else []
+    needed = ((undecided, "a choice"), (silent, "a reason"))
+    lacking = [f"{', '.join(lack)}: {what} is needed" for lack, what in needed if lack]
     words = [
         f"--{one.action} {mode}={shlex.quote(one.reason)}" for mode, one in chosen.items() if one.action != "ignore"
     ]
     words += [f"--repair {mode}=''" for mode in undecided]
     words += [f"--ignore {mode}" for mode, one in chosen.items() if one.action == "ignore"]
-    words += [f"--{key} {shlex.quote(text)}" for key, text in (("reviewer", reviewer), ("reason", reason)) if text]
-    words += [f"--landscape {landscape}"] if landscape else []
+    given = {"reviewer": reviewer, "reason": reason, "landscape": landscape}
+    words += [f"--{key} {shlex.quote(text)}" for key, text in given.items() if text]
     words += ["--revise"] if revise else []
     example = (
         f", with --accept {undecided[0]}='' or --ignore {undecided[0]} for a mode not to repair" if undecided else ""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import Audit, Json, Preset, command, console, errors, open_workspace, say, tell, working
+from flows.commands import Audit, Json, Preset, command, console, errors, open_workspace, say, tell
 from flows.terminal import print_plain
 from stages.core.errors import FadedError, UsageError
 
@@ -42,7 +42,7 @@ def evidence(
 
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
     with exclusive():
-        with working("checking the state of the stages, and hashing new files"):
+        with console.status("checking the state of the stages, and hashing new files ..."):
             path = evidence_of(params, name)
             unsigned = None if no_sign else sign_by_default(path)
         if key is not None:
@@ -171,7 +171,7 @@ def export(
         raise UsageError(f"expected at most an audit and a folder, found {len(where)} names: {', '.join(where)}")
     target, key = Path.cwd() / folder, sign.absolute() if sign is not None else None
     params, [name] = open_workspace(audits, False, preset)
-    with exclusive(), working("checking the state of the stages, and copying the model"):
+    with exclusive(), console.status("checking the state of the stages, and copying the model ..."):
         bundle = export_model(params, name, target, force=force, key=key)
     say(f"{name}: the repaired model is in {target}", f"evidence: {bundle}")
 
@@ -210,7 +210,7 @@ def gate(
     from flows.workspace import exclusive
 
     try:
-        with exclusive(), working("checking every byte and comparing"):
+        with exclusive(), console.status("checking every byte and comparing ..."):
             result = run_gate(params, name, against, tolerance, first=first)
     except FadedError as error:
         if out is not None:

@@ -29,10 +29,7 @@ def _of_kinds() -> list[Any]:
     """Return the options that kinds of tasks declare; typer makes them from a function with such parameters."""
     from flows.init.propose import options
 
-    def nothing() -> None: ...
-
-    nothing.__annotations__.clear()
-    parameters = []
+    hints: dict[str, Any] = {}
     for name, (kind, option) in options().items():
         info = typer.Option(
             f"--{name}/--no-{name}" if option.switch else f"--{name}",
@@ -41,10 +38,14 @@ def _of_kinds() -> list[Any]:
             show_default=False,
         )
         of = bool if option.switch else list[str] if option.many else str
-        of_python = name.replace("-", "_")
-        nothing.__annotations__[of_python] = hint = Annotated[of | None, info]  # type: ignore[valid-type]
-        parameters.append(Parameter(of_python, Parameter.KEYWORD_ONLY, default=None, annotation=hint))
-    nothing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        hints[name.replace("-", "_")] = Annotated[of | None, info]  # type: ignore[valid-type]
+
+    def nothing() -> None: ...
+
+    nothing.__annotations__ = hints
+    nothing.__signature__ = Signature(  # type: ignore[attr-defined]
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()
+    )
     made = typer.Typer(add_completion=False)
     made.command()(nothing)
     found = get_command(made).params

@@ -110,8 +110,7 @@ def _add(params: Params, audits: list[str], name: str, public_key: str | None) -
 
 def _remove(params: Params, audits: list[str], name: str) -> None:
     before = {audit: params.repairs[audit].feedback.keys for audit in audits}
-    after = {audit: {n: line for n, line in keys.items() if n != name} for audit, keys in before.items()}
-    changed = {audit: keys for audit, keys in after.items() if keys != before[audit]}
+    changed = {a: {n: line for n, line in keys.items() if n != name} for a, keys in before.items() if name in keys}
     if not changed:
         known = ", ".join(dict.fromkeys(n for keys in before.values() for n in keys)) or "none"
         raise UsageError(f"no key of {name!r} is listed for {', '.join(audits)}, found: {known}")
@@ -167,20 +166,16 @@ def ratings(
     With --spot-check FILE nothing else is done: it writes FILE if there is none. Otherwise it reads the verdicts in it,
     shows the corrected rate and, with --write, names FILE in params.yaml, so that reports show it, too.
     """
-    from flows.people.ratings import show_ratings, write_labels, write_ratings
+    from flows.people.ratings import draw_spot_check, show_ratings, show_spot_check, write_labels, write_ratings
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    if spot_check is not None:
-        from flows.people.ratings import draw_spot_check, show_spot_check
-
-        if spot_check.exists():
-            show_spot_check(params, name, spot_check, console, write=write)
-        else:
-            draw_spot_check(name, spot_check, draws, params.audit(name).seed, console)
-        return
-    if labels is not None:
+    if spot_check is not None and spot_check.exists():
+        show_spot_check(params, name, spot_check, console, write=write)
+    elif spot_check is not None:
+        draw_spot_check(name, spot_check, draws, params.audit(name).seed, console)
+    elif labels is not None:
         write_labels(params, name, target, labels, console)
-        return
-    learnt = show_ratings(params, name, target, console)
-    if write:
-        write_ratings(name, learnt, console)
+    else:
+        learnt = show_ratings(params, name, target, console)
+        if write:
+            write_ratings(name, learnt, console)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import command, console, open_workspace, say, working
+from flows.commands import command, console, open_workspace, say
 from stages.core.errors import UsageError
 
 _URL = "Use - to read the address from standard input and keep it out of the shell history."
@@ -113,7 +113,7 @@ def notify(
     if len(chosen) + (block is not None) + off > 1:
         raise UsageError("give one at a time: --slack, --webhook, --email, --block or --off")
     urls = {kind: sys.stdin.readline().strip() if given[kind] == "-" else given[kind] or "" for kind in chosen}
-    with working("waiting for the Prefect server"):
+    with console.status("waiting for the Prefect server ..."):
         prefect_api = start_prefect_api(RECORDS)
         with prefect_api():
             for kind, url in urls.items():
@@ -134,7 +134,7 @@ def _list_schedules() -> None:
     from flows.server import configured_api, responds
 
     params, _ = open_workspace(None, True)
-    with working("asking for the last runs"):
+    with console.status("asking for the last runs ..."):
         entries = read_entries()
         api = configured_api()
         rows = overview(params, entries, api if api is not None and responds(api) else None)
@@ -155,6 +155,6 @@ def _apply() -> None:
         where = "no Prefect server is running for this workspace" if api is None else f"{api} does not answer"
         say(f"{where}: `faded serve` applies it when it starts")
         return
-    with working("applying it to the Prefect server"), talking_to(api):
+    with console.status("applying it to the Prefect server ..."), talking_to(api):
         lines = apply(read_entries())
     say(*lines, f"applied to {api}")
