@@ -161,14 +161,11 @@ def audit(audits: list[str], runner: str | None = None) -> State[Any]:
 
     As a run of a deployment, it waits for the workspace, is suspended while a person has to decide, and ends in a state
     whose message reports how it ended. Raises AuditFailed if a stage or a gate failed; the other audits have continued
-    as far as possible.
+    as far as possible. The data of the returned state, none for a deployment's run, is one result per stage that was
+    stale or depends on a stale one.
 
     Args:
         runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
-
-    Returns:
-        The last state. Its data, which a caller gets, is one result per stage that was stale or depends on a stale
-        one; for a deployment's run there is none.
     """
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)

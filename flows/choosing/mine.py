@@ -56,12 +56,7 @@ LIMITS = (
 
 
 class MiningRecord(BaseModel):
-    """Mining results as stored in .faded/mine/AUDIT.json.
-
-    Args:
-        when: seconds since 1970.
-        proposed: lines of YAML that would add the findings to the audit; empty if nothing is proposed.
-    """
+    """.faded/mine/AUDIT.json: what was mined, when in seconds since 1970, and lines of YAML that add the findings."""
 
     audit: str
     when: float

@@ -45,10 +45,7 @@ def screen_audit(params: Params, name: str, probes: int | None, console: Console
 
 
 def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> tuple[Sweep, float]:
-    """Prepare the model and its items, and sweep the audit's concepts.
-
-    Returns the sweep, and the seconds that a probe takes. Raises a UsageError if there are too few probes for the
-    concepts, and a FadedError if the model or the data cannot be prepared.
+    """Prepare the model and its items, and sweep the audit's concepts; also return the seconds that a probe takes.
 
     Args:
         probes: largest number of unique probes; None to derive it from the duration of a probe.

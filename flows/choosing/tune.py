@@ -173,8 +173,7 @@ class Tuning:
     def best(self, allow_bfloat16: bool) -> ComputeChoice:
         """The fastest allowed choice if it is clearly faster than the current one, otherwise the current one.
 
-        Unless bfloat16 is allowed, this is one in float32, or with the current backend and dtype: backends differ in
-        their answers in bfloat16.
+        Unless bfloat16 is allowed, it is in float32, or as now: backends differ in their answers in bfloat16.
         """
         now = self.choices[0]
         may = [c for c in self.choices if allow_bfloat16 or c.compute.dtype == "float32" or c.name == now.name]
@@ -183,10 +182,7 @@ class Tuning:
 
 
 def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
-    """Measure an audit's prepared model with every available backend and dtype.
-
-    Raises a UsageError if there is nothing to probe.
-    """
+    """Measure an audit's prepared model with every available backend and dtype."""
     bench = Bench(name, audit, settings)
     now = bench.open(ComputeChoice(bench.context.compute))
     bench.close()
@@ -273,10 +269,8 @@ class Bench:
 
     def close(self, choice: ComputeChoice | None = None) -> None:
         """Release a choice's model, or all."""
-        if choice is None:
-            self._open.clear()
-        else:
-            del self._open[id(choice)]
+        for one in [*self._open] if choice is None else [id(choice)]:
+            del self._open[one]
         gc.collect()
 
     def rounds(self, choices: Sequence[ComputeChoice]) -> None:
@@ -293,11 +287,7 @@ class Bench:
                 choice.passes.append((n, time.perf_counter() - start, time.process_time() - used))
 
     def compare(self, choices: Sequence[ComputeChoice], reference: Compute) -> None:
-        """Measure each choice's largest deviation from torch in float32, and how many verdicts change from the first's.
-
-        Args:
-            choices: the open choices; the first is the current one.
-        """
+        """Measure how far each choice deviates from torch in float32, and how many verdicts change from the first's."""
         base = next((c for c in choices if (c.compute.backend, c.compute.dtype) == ("eager", "float32")), None)
         if base is None:
             base = self.open(ComputeChoice(reference))
@@ -309,7 +299,6 @@ class Bench:
 
     @property
     def compared(self) -> int:
-        """Number of probes that are compared."""
         return min(COMPARED, len(self.probes[0]))
 
     @property

@@ -30,10 +30,7 @@ from stages.tasks.init import Init, Option, Proposal, Seen
 
 @cache
 def kinds() -> Mapping[str, Init]:
-    """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them.
-
-    Raises a UsageError if one cannot be imported.
-    """
+    """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them."""
     found = {}
     for name, entry in plugins.entry_points_of(plugins.TASKS).items():
         task = plugins.imported(entry)
@@ -87,7 +84,6 @@ class Wanted:
 
     @property
     def init(self) -> Init:
-        """The kind's part of `faded init`."""
         return kinds()[self.kind]
 
     @property
@@ -97,7 +93,7 @@ class Wanted:
 
 
 def propose_audit(wanted: Wanted) -> AuditDraft:
-    """A complete and valid audit, before anything is measured. Raises a UsageError if there are too few items."""
+    """A complete and valid audit, before anything is measured."""
     items = count_items(wanted)
     init, proposal = wanted.init, wanted.proposal
     available = wanted.seen.data.items
@@ -138,10 +134,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
 
 
 def count_items(wanted: Wanted) -> dict[str, int]:
-    """Number of items per split: as many as are useful, or equal parts of few items.
-
-    Raises a UsageError if there are too few.
-    """
+    """Number of items per split: as many as are useful, or equal parts of few items."""
     init, splits = wanted.init, ("discover", "repair", "test") if wanted.repair else ("discover",)
     available, pools = wanted.seen.data.items, wanted.seen.data.pools
     if available is None or not init.limited:
@@ -198,11 +191,10 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
 
 
 def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | None) -> AuditDraft:
-    """The audit with what was seen of its concepts, and a budget that fits the model.
+    """The audit with what was seen of its concepts, and a budget that fits the model, unless a person gave one.
 
     Args:
         seconds: of a probe.
-        budget: the budget a person asked for; None to derive it from the duration of a probe.
     """
     audit = {**draft.audit, "concepts": seen.levels}
     spend = budget or min(search_budget(seconds), all_pairs(audit))
@@ -225,15 +217,12 @@ def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | No
 
 
 def pairs(budget: int) -> int:
-    """Common probes of both models, inside and outside the target modes, for a search with that budget."""
+    """Common probes of both models, inside and outside the target modes."""
     return max(100, min(2000, budget // 2))
 
 
 def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | None) -> None:
-    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
-
-    Raises a UsageError with the number that is expected.
-    """
+    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs."""
     concepts, pairs = draft.audit["concepts"], all_pairs(draft.audit)
     least = fewest_probes(len(concepts))
     if probes is not None and probes < least:
@@ -247,10 +236,7 @@ def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | Non
 
 @contextlib.contextmanager
 def tried(draft: AuditDraft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
-    """Enter a temporary workspace with only this audit, and check it there.
-
-    Raises a UsageError if the audit could not run.
-    """
+    """Enter a temporary workspace with only this audit, and check it there."""
     with TemporaryDirectory(prefix="faded-init-") as name:
         here = Path(name).resolve()
         inputs = here / DATA / draft.name / "inputs"

@@ -35,12 +35,7 @@ _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
 
 @dataclass(frozen=True)
 class Options:
-    """The command line.
-
-    Args:
-        budget: unique probes of the search; None to derive it from the duration of a probe.
-        probes: probes of the sweep; None to derive them from the duration of a probe.
-    """
+    """The command line; budget and probes are derived from the duration of a probe unless given."""
 
     answers: Mapping[str, Answer | None]
     copy: bool = False
@@ -98,10 +93,9 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
     """Make a folder in a git repository a workspace without an audit; existing audits are kept."""
-    given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
-    given += [f"--{name}" for name in ("budget", "probes") if getattr(options, name)]
-    if given:
-        raise UsageError(f"--bare creates a workspace without an audit: leave out {', '.join(given)}")
+    given = {**options.answers, "budget": options.budget, "probes": options.probes}
+    if idle := [f"--{name}" for name, answer in given.items() if answer is not None]:
+        raise UsageError(f"--bare creates a workspace without an audit: leave out {', '.join(idle)}")
     written = write_workspace(folder)
     print_plain(console, *(f"wrote {path}" for path in written))
     told = "an audit is yours to write into" if written else "it is already a workspace; audits are in"
@@ -125,10 +119,9 @@ def _write_and_sweep(
 ) -> None:
     here, name = Path(), draft.name
     text = _text(here)
-    old = written_blocks(text, name)
+    old, first = written_blocks(text, name), with_draft(text, draft)
     if old != (None, None) and not any(one.name == name and one.written for one in unfinished(here, text)):
         raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so it was not replaced")
-    first = with_draft(text, draft)
     written = written_blocks(first, name)
     versions = (written,) if old == (None, None) else (old, written)
     write_state(RECORDS / f"{name}.json", Unfinished(name, questions.answers, versions, options.budget, options.probes))
@@ -150,9 +143,8 @@ def _write_and_sweep(
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         (RECORDS / f"{one}.json").unlink(missing_ok=True)
     show_sweep(console, name, found, RECORDS / f"{name}.html")
-    aim = "as you said"
-    if options.budget is None:
-        aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {BUDGETS[0]:,} to {BUDGETS[1]:,}"
+    usual = f"as many as take about {duration(SEARCH_SECONDS)}, from {BUDGETS[0]:,} to {BUDGETS[1]:,}"
+    aim = usual if options.budget is None else "as you said"
     each = f"{final.audit['discover']['budget']:,} probes for each explorer"
     print_plain(console, f"search: {each} ({aim}): {final.notes['discover']}")
     asks = ", and repair its worst modes; feedback: {policy: wait} asks you first" if final.repair else ""
