@@ -74,6 +74,16 @@ def command(*examples: str, **settings: Any) -> Callable[[Command], Command]:
     return app.command(epilog=f"{'Examples' if len(examples) > 1 else 'Example'}:  {shown}", **settings)
 
 
+def flag(name: str, told: str, **settings: Any) -> Any:
+    """An option without a value."""
+    return typer.Option(name, help=told, **settings)
+
+
+def value(metavar: str, told: str, **settings: Any) -> Any:
+    """An option with a value, named by its parameter."""
+    return typer.Option(metavar=metavar, help=told, **settings)
+
+
 class _Console(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Render as rich does; only rich itself controls the terminal, not what is printed."""
@@ -108,21 +118,16 @@ def tell(command: str, found: Found, show: Callable[[Console, Found], None]) -> 
         show(console, found)
 
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON, and everything else to standard error (docs/commands.md).")
-]
+Json = Annotated[bool, flag("--json", "Print JSON, and everything else to standard error (docs/commands.md).")]
 Audits = Annotated[
     list[str] | None,
     typer.Argument(metavar="[AUDIT]...", help="Names of audits in params.yaml; the first one by default."),
 ]
-All = Annotated[bool, typer.Option("--all", help="All audits in params.yaml.")]
+All = Annotated[bool, flag("--all", "All audits in params.yaml.")]
 Audit = Annotated[
     str | None, typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; the first one by default.")
 ]
-Preset = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="A variant of the audit: AUDIT-NAME in params.yaml, such as news-quick."),
-]
+Preset = Annotated[str | None, value("NAME", "A variant of the audit: AUDIT-NAME in params.yaml, such as news-quick.")]
 
 
 def open_workspace(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import All, Audit, Audits, Json, Preset, command, console, open_workspace, say, tell
+from flows.commands import All, Audit, Audits, Json, Preset, command, console, flag, open_workspace, say, tell, value
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ def audit(
     preset: Preset = None,
     runner: Annotated[
         str | None,
-        typer.Option(
+        value(
+            "NAME[=ADDRESS]",
+            "Where stages run: threads, dask or ray; the latter two optionally at an address.",
             envvar="FADED_RUNNER",
-            metavar="NAME[=ADDRESS]",
-            help="Where stages run: threads, dask or ray; the latter two optionally at an address.",
             show_default="runner: of params.yaml",
         ),
     ] = None,
@@ -71,12 +71,8 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: 
 @command("faded status", "faded status mnist --stages", "faded status --html audits.html")
 def status(
     audits: Audits = None,
-    stages: Annotated[
-        bool, typer.Option("--stages", help="Show every stage, whether it is stale, and why, instead.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write it as a page, with trends and links.")
-    ] = None,
+    stages: Annotated[bool, flag("--stages", "Show every stage, whether it is stale, and why, instead.")] = False,
+    html: Annotated[Path | None, value("FILE", "Also write it as a page, with trends and links.")] = None,
     json: Json = False,
 ) -> None:
     """Show the current verdict of every audit, its failure rate and date, and what to do next."""
@@ -106,8 +102,8 @@ def status(
 @command("faded history", "faded history mnist imagenet --last 10 --html")
 def history(
     audits: Audits = None,
-    last: Annotated[int, typer.Option(metavar="N", help="Number of results to show of each audit.")] = 5,
-    html: Annotated[bool, typer.Option("--html", help="Also write a page with a chart: .faded/history.html.")] = False,
+    last: Annotated[int, value("N", "Number of results to show of each audit.")] = 5,
+    html: Annotated[bool, flag("--html", "Also write a page with a chart: .faded/history.html.")] = False,
     json: Json = False,
 ) -> None:
     """Show the last results of audits, what changed between them, and whether failure rates drift.
@@ -136,15 +132,13 @@ def report(
     audit: Audit = None,
     preset: Preset = None,
     open_: Annotated[
-        bool,
-        typer.Option("--open/--no-open", help="Open it in the browser, or only print the path; a PDF is not opened."),
+        bool, flag("--open/--no-open", "Open it in the browser, or only print the path; a PDF is not opened.")
     ] = True,
     pdf: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
+        Path | None, value("FILE", "Write its first page as a PDF instead (needs Chromium or Chrome).")
     ] = None,
     browse: Annotated[
-        bool, typer.Option("--browse", help="Page through every probe instead, on a local server, until Ctrl-C.")
+        bool, flag("--browse", "Page through every probe instead, on a local server, until Ctrl-C.")
     ] = False,
 ) -> None:
     """Open the report of an audit, and say when its result was made and what changed since the one before.
@@ -207,10 +201,7 @@ def compare(
         ),
     ],
     page: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.html", help="Where to write the page with the curves.", show_default=".faded/compare.html"
-        ),
+        Path | None, value("FILE.html", "Where to write the page with the curves.", show_default=".faded/compare.html")
     ] = None,
     json: Json = False,
 ) -> None:

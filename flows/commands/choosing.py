@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import All, Audit, Audits, Preset, command, console, errors, open_workspace, say
+from flows.commands import All, Audit, Audits, Preset, command, console, errors, flag, open_workspace, say, value
 from stages.core.errors import stop_code
 
 
@@ -48,10 +48,8 @@ def usage(
             " .json, .jsonl or .parquet file; or a table of rows.",
         ),
     ] = None,
-    column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column or field with the texts, if the file has several.")
-    ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write the measured shares to params.yaml.")] = False,
+    column: Annotated[str | None, value("NAME", "Column or field with the texts, if the file has several.")] = None,
+    write: Annotated[bool, flag("--write", "Write the measured shares to params.yaml.")] = False,
     preset: Preset = None,
 ) -> None:
     """Show how often changes are assumed to occur in use, or measure it on your production inputs.
@@ -91,7 +89,7 @@ def mine(
 def propose(
     audit: Audit = None,
     probes: Annotated[int | None, _at_most("400, or more for many levels", 20)] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write what enters to params.yaml.")] = False,
+    write: Annotated[bool, flag("--write", "Write what enters to params.yaml.")] = False,
 ) -> None:
     """Ask a language model, `proposer:` in params.yaml, for concepts that the audit lacks, and screen what it says.
 
@@ -109,13 +107,10 @@ def tune(
     audit: Audit = None,
     preset: Preset = None,
     memory: Annotated[
-        float,
-        typer.Option(metavar="NUMBER", min=0.01, max=1, help="Fraction of the machine's (or GPU's) memory to use."),
+        float, value("NUMBER", "Fraction of the machine's (or GPU's) memory to use.", min=0.01, max=1)
     ] = 0.5,
-    allow_bfloat16: Annotated[
-        bool, typer.Option("--allow-bfloat16", help="Also consider bfloat16, which changes answers.")
-    ] = False,
-    write: Annotated[bool, typer.Option("--write", help="Write the recommendation to params.yaml.")] = False,
+    allow_bfloat16: Annotated[bool, flag("--allow-bfloat16", "Also consider bfloat16, which changes answers.")] = False,
+    write: Annotated[bool, flag("--write", "Write the recommendation to params.yaml.")] = False,
 ) -> None:
     """Measure which backend, dtype and batch size run the audit's model fastest on this machine.
 
@@ -140,10 +135,10 @@ def shard(
     ],
     gpus: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
+        value(
+            "N",
+            "GPUs that each share, and the audit's other stages, request: compute.gpus.",
             min=0,
-            help="GPUs that each share, and the audit's other stages, request: compute.gpus.",
             show_default="unchanged",
         ),
     ] = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import Audit, Preset, command, console, errors, open_workspace, say
+from flows.commands import Audit, Preset, command, console, errors, flag, open_workspace, say, value
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,25 +22,21 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 _Audit = Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")]
-_Reviewer = Annotated[str | None, typer.Option(metavar="NAME", help="Your name.", show_default="git's user.name")]
-_Landscape = Annotated[
-    str | None, typer.Option(metavar="HASH", help="Refuse if the current landscape is a different one.")
-]
-_Revise = Annotated[bool, typer.Option("--revise", help="Replace an earlier decision, which is kept on record.")]
+_Reviewer = Annotated[str | None, value("NAME", "Your name.", show_default="git's user.name")]
+_Landscape = Annotated[str | None, value("HASH", "Refuse if the current landscape is a different one.")]
+_Revise = Annotated[bool, flag("--revise", "Replace an earlier decision, which is kept on record.")]
 
 
 @command("faded review mnist", "faded review mnist --terminal", "faded review mnist --link --reviewer 'Ada L.'")
 def review(
     audit: Audit = None,
     preset: Preset = None,
-    terminal: Annotated[bool, typer.Option("--terminal", help="Ask in the terminal instead of on a page.")] = False,
-    revise: Annotated[bool, typer.Option("--revise", help="Decide again; the earlier decision is kept.")] = False,
+    terminal: Annotated[bool, flag("--terminal", "Ask in the terminal instead of on a page.")] = False,
+    revise: Annotated[bool, flag("--revise", "Decide again; the earlier decision is kept.")] = False,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md).")
     ] = None,
-    reviewer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who decides: the link is for this reviewer only.")
-    ] = None,
+    reviewer: Annotated[str | None, value("NAME", "Who decides: the link is for this reviewer only.")] = None,
     host: Annotated[
         str | None,
         typer.Option(
@@ -48,14 +44,12 @@ def review(
         ),
     ] = None,
     port: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"),
+        int | None, value("N", "Port to listen on.", min=0, max=65535, show_default="8711, or any free one")
     ] = None,
     open_: Annotated[
-        bool | None,
-        typer.Option("--open/--no-open", help="Open the browser, or only print the link.", show_default=False),
+        bool | None, flag("--open/--no-open", "Open the browser, or only print the link.", show_default=False)
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="Print a new link to the page being served now.")] = False,
+    link: Annotated[bool, flag("--link", "Print a new link to the page being served now.")] = False,
 ) -> None:
     """Review a landscape and decide which failure modes to repair, on a local page.
 
@@ -168,12 +162,12 @@ def approve(
     reviewer: _Reviewer = None,
     reason: Annotated[str, typer.Option(help="Reason for the decision as a whole.")] = "",
     repair: Annotated[
-        list[str] | None, typer.Option(metavar="MODES=WHY", help="Modes to repair, such as M1,M3='seen in the field'.")
+        list[str] | None, value("MODES=WHY", "Modes to repair, such as M1,M3='seen in the field'.")
     ] = None,
     accept: Annotated[
-        list[str] | None, typer.Option(metavar="MODES=WHY", help="Failures to accept, such as M2='too rare to matter'.")
+        list[str] | None, value("MODES=WHY", "Failures to accept, such as M2='too rare to matter'.")
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="MODES", help="Modes to ignore, such as M4,M5.")] = None,
+    ignore: Annotated[list[str] | None, value("MODES", "Modes to ignore, such as M4,M5.")] = None,
     landscape: _Landscape = None,
     revise: _Revise = False,
 ) -> None:

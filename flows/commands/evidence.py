@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import Audit, Json, Preset, command, console, errors, open_workspace, say, tell
+from flows.commands import Audit, Json, Preset, command, console, errors, flag, open_workspace, say, tell, value
 from flows.terminal import print_plain
 from stages.core.errors import FadedError, UsageError
 
-SigningKey = Annotated[
-    Path | None, typer.Option(metavar="KEY.pem", help="Sign with this private key (Ed25519, ECDSA or RSA).")
-]
+SigningKey = Annotated[Path | None, value("KEY.pem", "Sign with this private key (Ed25519, ECDSA or RSA).")]
 
 
 @command("faded evidence mnist", "faded evidence mnist --sign key.pem")
@@ -21,7 +19,7 @@ def evidence(
     audit: Audit = None,
     preset: Preset = None,
     sign: SigningKey = None,
-    no_sign: Annotated[bool, typer.Option("--no-sign", help="Do not sign it with your own key.")] = False,
+    no_sign: Annotated[bool, flag("--no-sign", "Do not sign it with your own key.")] = False,
 ) -> None:
     """Show the evidence bundle of a finished audit, and write what others' tools and people read of it beside it.
 
@@ -66,25 +64,18 @@ def _passphrase() -> str:
 )
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
-    key: Annotated[
-        list[Path] | None, typer.Option(metavar="PUBLIC.pem", help="Require a signature by one of these public keys.")
-    ] = None,
+    key: Annotated[list[Path] | None, value("PUBLIC.pem", "Require a signature by one of these public keys.")] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Require that this folder contains the model the verdict is about."),
+        Path | None, value("FOLDER", "Require that this folder contains the model the verdict is about.")
     ] = None,
     require_signed: Annotated[
-        bool, typer.Option("--require-signed", help="Require a signature by a key known on this machine.")
+        bool, flag("--require-signed", "Require a signature by a key known on this machine.")
     ] = False,
     require_repaired: Annotated[
-        bool, typer.Option("--require-repaired", help="Require that the verdict is about a repaired model.")
+        bool, flag("--require-repaired", "Require that the verdict is about a repaired model.")
     ] = False,
-    require_passed: Annotated[
-        bool, typer.Option("--require-passed", help="Require that the verdict is a pass.")
-    ] = False,
-    max_age: Annotated[
-        float | None, typer.Option(metavar="DAYS", min=0.0, help="Require a signature no older than this.")
-    ] = None,
+    require_passed: Annotated[bool, flag("--require-passed", "Require that the verdict is a pass.")] = False,
+    max_age: Annotated[float | None, value("DAYS", "Require a signature no older than this.", min=0.0)] = None,
     json: Json = False,
 ) -> None:
     """Check that an evidence bundle is consistent and complete, on any machine; no workspace is needed.
@@ -149,13 +140,10 @@ def export(
         list[str], typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; the first audit by default.")
     ],
     preset: Preset = None,
-    force: Annotated[bool, typer.Option("--force", help="Export even if the audit did not pass.")] = False,
+    force: Annotated[bool, flag("--force", "Export even if the audit did not pass.")] = False,
     sign: Annotated[
         Path | None,
-        typer.Option(
-            metavar="KEY.pem",
-            help="Also write model.sig for tools of OpenSSF Model Signing; an EC key. Needs faded\\[signing].",
-        ),
+        value("KEY.pem", "Also write model.sig for tools of OpenSSF Model Signing; an EC key. Needs faded\\[signing]."),
     ] = None,
 ) -> None:
     """Write a folder for deployment: the repaired model, its card with the evaluation, and the evidence.
@@ -183,18 +171,15 @@ def gate(
     audit: Audit = None,
     preset: Preset = None,
     against: Annotated[
-        str | None, typer.Option(metavar="REV", help="A git revision; by default the newest one whose audit passed.")
+        str | None, value("REV", "A git revision; by default the newest one whose audit passed.")
     ] = None,
     tolerance: Annotated[
-        float,
-        typer.Option(metavar="NUMBER", min=0.0, max=1.0, help="Largest increase still accepted (0.02 = 2 points)."),
+        float, value("NUMBER", "Largest increase still accepted (0.02 = 2 points).", min=0.0, max=1.0)
     ] = 0.02,
     first: Annotated[
-        bool, typer.Option("--first", help="If there is nothing to compare with, judge by the audit's own gates alone.")
+        bool, flag("--first", "If there is nothing to compare with, judge by the audit's own gates alone.")
     ] = False,
-    junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML, with a test case for each gate.")
-    ] = None,
+    junit: Annotated[Path | None, value("FILE", "Also write JUnit XML, with a test case for each gate.")] = None,
     json: Json = False,
 ) -> None:
     """For CI: fail unless the audit passed and is confirmed to be at least as good as an earlier one that passed.

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from flows.commands import command, console, errors
+from flows.commands import command, console, errors, flag, value
 
 _KINDS = "faded.init"  # key for the values of options that kinds of tasks declare
 
@@ -84,33 +84,29 @@ def init(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the audit; guessed from the data.")] = None,
     repair: Annotated[
-        bool | None,
-        typer.Option("--repair/--no-repair", help="Whether to add a repair and its re-evaluation.", show_default=False),
+        bool | None, flag("--repair/--no-repair", "Whether to add a repair and its re-evaluation.", show_default=False)
     ] = None,
     key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable with the API key of a model behind a URL.")
+        str | None, value("NAME", "Environment variable with the API key of a model behind a URL.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a data set on the hub.")] = None,
     budget: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Unique probes for the search.", show_default="about 10 minutes' worth"),
+        int | None, value("N", "Unique probes for the search.", min=1, show_default="about 10 minutes' worth")
     ] = None,
     probes: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
+        value(
+            "N",
+            "Unique probes for the sweep of each concept alone.",
             min=100,
-            help="Unique probes for the sweep of each concept alone.",
             show_default="a minute's worth, from 500 to 4,000",
         ),
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy model and data into the audit's inputs instead of linking them.")
+        bool, flag("--copy", "Copy model and data into the audit's inputs instead of linking them.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept all guesses and ask nothing.")] = False,
-    bare: Annotated[
-        bool, typer.Option("--bare", help="Create a workspace without an audit, which you write by hand.")
-    ] = False,
+    bare: Annotated[bool, flag("--bare", "Create a workspace without an audit, which you write by hand.")] = False,
 ) -> None:
     """Set up an audit of your own: inspect a model and data, propose concepts, sweep each alone, and write params.yaml.
 

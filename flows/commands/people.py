@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands import Audit, Preset, command, console, open_workspace, say
+from flows.commands import Audit, Preset, command, console, flag, open_workspace, say, value
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,15 +22,14 @@ def reviewers(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The reviewer to add or remove.")] = None,
     public_key: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE|KEY",
-            help="Public key of a reviewer whose private key is elsewhere.",
+        value(
+            "FILE|KEY",
+            "Public key of a reviewer whose private key is elsewhere.",
             show_default="that of a key made here",
         ),
     ] = None,
     audit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="AUDIT", help="Only for this audit; repeatable.", show_default="all with human review"),
+        list[str] | None, value("AUDIT", "Only for this audit; repeatable.", show_default="all with human review")
     ] = None,
 ) -> None:
     """List, add or remove reviewers: once there are keys, only decisions signed with one of them count.
@@ -143,20 +142,17 @@ def ratings(
     audit: Audit = None,
     preset: Preset = None,
     target: Annotated[
-        Literal["quality", "bias"], typer.Option(metavar="quality|bias", help="Which of the two ratings to use.")
+        Literal["quality", "bias"], value("quality|bias", "Which of the two ratings to use.")
     ] = "quality",
-    write: Annotated[bool, typer.Option("--write", help="Write ratings.json and enable it in params.yaml.")] = False,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the ratings as labels that a judge is calibrated on.")
-    ] = None,
+    write: Annotated[bool, flag("--write", "Write ratings.json and enable it in params.yaml.")] = False,
+    labels: Annotated[Path | None, value("FILE", "Write the ratings as labels that a judge is calibrated on.")] = None,
     spot_check: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw probes at random for people to judge (CSV); once they have, correct the failure rate by it.",
+        value(
+            "FILE", "Draw probes at random for people to judge (CSV); once they have, correct the failure rate by it."
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(metavar="N", min=20, help="With --spot-check: the number of draws.")] = 100,
+    draws: Annotated[int, value("N", "With --spot-check: the number of draws.", min=20)] = 100,
 ) -> None:
     """Compare human ratings with the automatic score, and show which probes people would call failures.
 

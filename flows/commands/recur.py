@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import command, console, open_workspace, say
+from flows.commands import command, console, flag, open_workspace, say, value
 from stages.core.errors import UsageError
 
 _URL = "Use - to read the address from standard input and keep it out of the shell history."
@@ -18,13 +18,11 @@ def schedule(
     audit: Annotated[
         str | None, typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; without, all are listed.")
     ] = None,
-    cron: Annotated[
-        str | None, typer.Option(metavar="CRON", help="Minute, hour, day of month, month, day of week.")
-    ] = None,
+    cron: Annotated[str | None, value("CRON", "Minute, hour, day of month, month, day of week.")] = None,
     timezone: Annotated[
-        str | None, typer.Option(metavar="ZONE", help="Time zone of the schedule.", show_default="unchanged, or UTC")
+        str | None, value("ZONE", "Time zone of the schedule.", show_default="unchanged, or UTC")
     ] = None,
-    off: Annotated[bool, typer.Option("--off", help="Turn the schedule off; it is kept for later.")] = False,
+    off: Annotated[bool, flag("--off", "Turn the schedule off; it is kept for later.")] = False,
 ) -> None:
     """Schedule an audit, or list what is scheduled: next start, last result, and what each audit waits for.
 
@@ -52,16 +50,10 @@ def schedule(
 def serve(
     port: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=65535,
-            help="Port of the built-in Prefect server.",
-            show_default="the last one, else 4200",
-        ),
+        value("N", "Port of the built-in Prefect server.", min=1, max=65535, show_default="the last one, else 4200"),
     ] = None,
-    review: Annotated[bool, typer.Option("--review/--no-review", help="Also serve the review pages.")] = True,
-    link: Annotated[bool, typer.Option("--link", help="Print one-time links to the pages of the running one.")] = False,
+    review: Annotated[bool, flag("--review/--no-review", "Also serve the review pages.")] = True,
+    link: Annotated[bool, flag("--link", "Print one-time links to the pages of the running one.")] = False,
 ) -> None:
     """Run scheduled audits until Ctrl-C: scheduler, worker, and the pages of runs and reviews.
 
@@ -84,18 +76,12 @@ def serve(
 
 @command("faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test", "faded notify --email - --test")
 def notify(
-    slack: Annotated[str | None, typer.Option(metavar="URL", help=f"A Slack webhook. {_URL}")] = None,
-    webhook: Annotated[
-        str | None, typer.Option(metavar="URL", help=f"A webhook that accepts JSON (text, subject, body). {_URL}")
-    ] = None,
-    email: Annotated[
-        str | None, typer.Option(metavar="URL", help=f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}")
-    ] = None,
-    block: Annotated[
-        str | None, typer.Option(metavar="TYPE/NAME", help="A notification block that you made in Prefect.")
-    ] = None,
-    off: Annotated[bool, typer.Option("--off", help="Turn notifications off.")] = False,
-    test: Annotated[bool, typer.Option("--test", help="Send a test message now, and show whether it arrived.")] = False,
+    slack: Annotated[str | None, value("URL", f"A Slack webhook. {_URL}")] = None,
+    webhook: Annotated[str | None, value("URL", f"A webhook that accepts JSON (text, subject, body). {_URL}")] = None,
+    email: Annotated[str | None, value("URL", f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}")] = None,
+    block: Annotated[str | None, value("TYPE/NAME", "A notification block that you made in Prefect.")] = None,
+    off: Annotated[bool, flag("--off", "Turn notifications off.")] = False,
+    test: Annotated[bool, flag("--test", "Send a test message now, and show whether it arrived.")] = False,
 ) -> None:
     """Configure notifications: when an audit needs a decision, fails a gate, breaks, or does not start.
 
