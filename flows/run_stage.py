@@ -16,15 +16,7 @@ from pydantic import AfterValidator, BaseModel
 from flows.processes import child
 from flows.request import GATED
 from flows.workspace import LOGS, stage_environment
-from stages.core.errors import (
-    BugError,
-    Exit,
-    InfrastructureError,
-    RejectedError,
-    UnavailableError,
-    UsageError,
-    escape_controls,
-)
+from stages.core import errors
 
 # An output or a stage as in dvc.lock: {"path": ..., "hash": "md5", "md5": ..., "size": ...}.
 Entry = dict[str, Any]
@@ -112,7 +104,7 @@ class StageResult(BaseModel):
     outcome: Outcome
     seconds: float = 0.0
     message: str = ""
-    exit_code: Exit = Exit.PASS
+    exit_code: errors.Exit = errors.Exit.PASS
     made: ShipmentResult | None = None
 
 
@@ -154,17 +146,17 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     stage_code = int(match[1]) if match else None
     tail = [line.removeprefix("error: ") for line in lines if not _DVC.match(line)][-_TAIL:]
     told = "\n".join(f"  {line}" for line in tail)
-    if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
-        raise UsageError(f"{stage} rejected its input:\n{told}")
-    if stage_code == Exit.GATE_FAILED and kind == GATED and "Traceback" not in text:
-        raise RejectedError("\n".join(tail) or stage)
+    if stage_code == errors.Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
+        raise errors.UsageError(f"{stage} rejected its input:\n{told}")
+    if stage_code == errors.Exit.GATE_FAILED and kind == GATED and "Traceback" not in text:
+        raise errors.RejectedError("\n".join(tail) or stage)
     # Python itself also exits with 1, if a module is missing or does not compile.
-    if stage_code in (Exit.BUG, Exit.GATE_FAILED):
-        raise BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")
-    if stage_code == Exit.UNAVAILABLE:
-        raise UnavailableError(f"{stage} needs something that does not respond, full log in {path}:\n{told}")
+    if stage_code in (errors.Exit.BUG, errors.Exit.GATE_FAILED):
+        raise errors.BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")
+    if stage_code == errors.Exit.UNAVAILABLE:
+        raise errors.UnavailableError(f"{stage} needs something that does not respond, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
-    raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
+    raise errors.InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
 
 
 def level_of(line: str) -> int:
@@ -181,7 +173,7 @@ def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[
     """Pass the output on line by line; return its end, in which DVC reports how the stage ended."""
     lines: deque[str] = deque(maxlen=200)
     for raw in output:
-        line = escape_controls(raw.rstrip().expandtabs())  # it may contain a model's answers
+        line = errors.escape_controls(raw.rstrip().expandtabs())  # it may contain a model's answers
         log.write(line + "\n")
         log.flush()
         lines.append(line)

@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from flows.graph.known_graph import (
-    Known,
-    all_local,
-    is_at_work,
-    mark_of,
-    name_code,
-    note_linked_folders,
-    paths_of,
-    recall,
-    remember,
-    stage_kind,
-)
+from flows.graph import known_graph
 from flows.graph.lock import Hashes
 from flows.workspace.pipeline import PARAMS, is_own
 from stages.code import CODE, STAGE
@@ -115,27 +104,27 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
         looks: whether nothing will be run, so that a stage that a process is running is reported as `RUNS_NOW`.
     """
     asked = time.time_ns()
-    if (known := recall(root, looks=looks)) is not None:
+    if (known := known_graph.recall(root, looks=looks)) is not None:
         return Graph({stage.name: stage for stage in TypeAdapter(list[Stage]).validate_python(known)})
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
 
     # A stage that ends without a result changes no file, so the mark could not show that it is no longer running.
-    lasting = not is_at_work(root)
+    lasting = not known_graph.is_at_work(root)
     logging.getLogger("dvc").setLevel(logging.ERROR)
     hashes = Hashes(root)
     _parse_params_once()
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
             believe_only_bytes(repo, hashes)
-            note_linked_folders(repo, root)
+            known_graph.note_linked_folders(repo, root)
             ours = (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
-            modules = name_code(repo, root, ours, looks=looks)
+            modules = known_graph.name_code(repo, root, ours, looks=looks)
             wanted = _wanted(repo, root, ours)
-            lasting = lasting and all_local(wanted)
-            paths = [*paths_of(wanted), *modules] if lasting else []
-            mark, _ = mark_of(root, paths)
+            lasting = lasting and known_graph.all_local(wanted)
+            paths = [*known_graph.paths_of(wanted), *modules] if lasting else []
+            mark, _ = known_graph.mark_of(root, paths)
             graph = _snapshot(repo, root, ours, wanted, looks)
             found = [asdict(stage) for stage in graph]
     except LockError as error:
@@ -145,7 +134,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     finally:
         hashes.save()
     if lasting and not any(stage.reasons == (RUNS_NOW,) for stage in graph):
-        remember(root, Known(looks, paths, mark, found), asked)
+        known_graph.remember(root, known_graph.Known(looks, paths, mark, found), asked)
     return graph
 
 
@@ -229,7 +218,9 @@ def _snapshot(repo: Any, root: Path, ours: str, graph: Any, looks: bool) -> Grap
     import networkx
 
     params = load_params(root / PARAMS)
-    graph = graph.subgraph(stage for stage in graph if stage_kind(stage) != STAGE)  # these are always up to date
+    graph = graph.subgraph(
+        stage for stage in graph if known_graph.stage_kind(stage) != STAGE
+    )  # these are always up to date
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}
