@@ -103,14 +103,6 @@ _LATER = {  # imports that are slow, or need the libraries of an extra
     "Summarization": "stages.tasks.summarization",
     "TextToImage": "stages.tasks.text_to_image",
 }
-_CURVE = ("concept", "level", "probes", "failures", "rate", "low", "high")  # columns of `Result.curves`
-_SLICE = (  # columns of `Result.slices`
-    *("attribute", "value", "items", "probes", "failures"),
-    *("rate", "low", "high", "rest", "p", "worse"),
-)
-_POLICY = (  # columns of `Result.policy_shift`
-    *("concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"),
-)
 _EXCERPT = 200  # characters of an example
 _FEWEST_PROBES = 40  # with fewer, no mode can be both found and confirmed
 
@@ -404,12 +396,9 @@ class Result:
         Columns are concept, level, probes, failures, rate, low and high; NaN where a rate is unknown.
         """
         levels = {concept.name: concept.levels for concept in self.landscape.space.concepts}
-        rows = [
-            {"concept": one.concept, "level": levels[one.concept][one.level]}
-            | {name: getattr(one, name) for name in _CURVE[2:]}
-            for one in self.landscape.effects
-        ]
-        return pd.DataFrame(rows, columns=list(_CURVE)).astype(dict.fromkeys(("rate", "low", "high"), float))
+        rows = [one.model_dump() | {"level": levels[one.concept][one.level]} for one in self.landscape.effects]
+        columns = ["concept", "level", "probes", "failures", "rate", "low", "high"]
+        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -477,12 +466,10 @@ class Result:
         (Holm). Empty if the items have no attributes.
         """
         found = self.landscape.slices
-        rows = [
-            {"attribute": of.attribute, **{name: getattr(one, name) for name in _SLICE[1:]}}
-            for of in (found.attributes if found else ())
-            for one in of.values
-        ]
-        table = pd.DataFrame(rows, columns=list(_SLICE))
+        attributes = found.attributes if found else ()
+        rows = [{"attribute": of.attribute, **one.model_dump()} for of in attributes for one in of.values]
+        columns = ["attribute", "value", "items", "probes", "failures", "rate", "low", "high", "rest", "p", "worse"]
+        table = pd.DataFrame(rows, columns=columns)
         return table.sort_values("rate", ascending=False, kind="stable", ignore_index=True)
 
     @property
@@ -497,7 +484,8 @@ class Result:
         compared = self.records.compare
         moved = (compared.comparison.policy if compared.has("comparison") else None) or ()
         rows = [{**one.to_json(), "floor": one.noise_floor.max} for one in moved]
-        table = pd.DataFrame(rows, columns=list(_POLICY))
+        columns = ["concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"]
+        table = pd.DataFrame(rows, columns=columns)
         return table.sort_values("distance", ascending=False, kind="stable", ignore_index=True)
 
     @property

@@ -10,31 +10,34 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from flows.commands import command, console, errors, flag, value
+from flows.commands import command, console, flag, value
 
-_KINDS = "faded.init"  # key for the values of options that kinds of tasks declare
+_ANSWERS = "faded.init"  # key for the values of options that are answers
 
 
 class InitCommand(TyperCommand):
-    """Adds the options that kinds of tasks declare, which imports these kinds."""
+    """Adds the options that are answers; those of kinds of tasks come last, and import these kinds."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, `--help` last."""
-        *own, help_ = super().get_params(ctx)
-        return [*own, *_of_kinds(), help_]
+        from flows.init.propose import ANSWERS
+
+        folder, *own, help_ = super().get_params(ctx)
+        answers = _answers()
+        return [folder, *answers[: len(ANSWERS)], *own, *answers[len(ANSWERS) :], help_]
 
 
 @cache
-def _of_kinds() -> list[Any]:
-    """Return the options that kinds of tasks declare; typer makes them from a function with such parameters."""
+def _answers() -> list[Any]:
+    """Return options that are answers as typer makes them, from a function with such parameters."""
     from flows.init.propose import options
 
     hints: dict[str, Any] = {}
-    for name, (kind, option) in options().items():
+    for name, option in options().items():
         info = typer.Option(
             f"--{name}/--no-{name}" if option.switch else f"--{name}",
             metavar=None if option.switch else option.metavar,
-            help=f"{kind.capitalize().replace('-', ' ')}: {option.help[0].lower()}{option.help[1:]}",
+            help=option.help,
             show_default=False,
         )
         of = bool if option.switch else list[str] if option.many else str
@@ -56,7 +59,7 @@ def _of_kinds() -> list[Any]:
 
 def _keep(ctx: Any, option: Any, value: Any) -> None:
     name = option.opts[0].removeprefix("--")
-    ctx.meta.setdefault(_KINDS, {})[name] = None if value in ((), []) else value
+    ctx.meta.setdefault(_ANSWERS, {})[name] = None if value in ((), []) else value
 
 
 @command(
@@ -70,26 +73,6 @@ def init(
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="Folder in a git repository; the current one by default.")
     ] = Path(),
-    model: Annotated[
-        str | None, typer.Option(help="A file, a folder, ORG/NAME on the Hugging Face hub, or a URL.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub."
-        ),
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="What the model does: the name of an installed task; guessed from the model.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the audit; guessed from the data.")] = None,
-    repair: Annotated[
-        bool | None, flag("--repair/--no-repair", "Whether to add a repair and its re-evaluation.", show_default=False)
-    ] = None,
-    key_env: Annotated[
-        str | None, value("NAME", "Environment variable with the API key of a model behind a URL.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a data set on the hub.")] = None,
     budget: Annotated[
         int | None, value("N", "Unique probes for the search.", min=1, show_default="about 10 minutes' worth")
     ] = None,
@@ -116,21 +99,8 @@ def init(
     """
     from flows.init.run import Options, init_audit, init_bare
 
-    answers = {
-        "model": model,
-        "data": data,
-        "kind": kind,
-        "name": name,
-        "repair": repair,
-        "key-env": key_env,
-        "split": split,
-    }
-    options = Options(answers | ctx.meta[_KINDS], copy=copy, budget=budget, probes=probes, yes=yes)
+    options = Options(ctx.meta[_ANSWERS], copy=copy, budget=budget, probes=probes, yes=yes)
     if bare:
         init_bare(folder, options, console)
-        return
-    try:
+    else:
         init_audit(folder, options, console, asks=sys.stdin.isatty() and console.is_terminal)
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command resumes from here")
-        raise typer.Exit(130) from None

@@ -40,12 +40,24 @@ def kinds() -> Mapping[str, Init]:
     return found
 
 
-def options() -> dict[str, tuple[str, Option]]:
-    """Command-line options that only some kinds have: name -> the first of these kinds, and the option."""
-    found: dict[str, tuple[str, Option]] = {}
+ANSWERS = {  # command-line options of every kind
+    "model": Option("A file, a folder, ORG/NAME on the Hugging Face hub, or a URL."),
+    "data": Option("A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub."),
+    "kind": Option("What the model does: the name of an installed task; guessed from the model."),
+    "name": Option("Name of the audit; guessed from the data."),
+    "repair": Option("Whether to add a repair and its re-evaluation.", switch=True),
+    "key-env": Option("Environment variable with the API key of a model behind a URL.", "NAME"),
+    "split": Option("Split of a data set on the hub."),
+}
+
+
+def options() -> dict[str, Option]:
+    """Command-line options that are answers; those that only some kinds have are said to be of the first of these."""
+    found = dict(ANSWERS)
     for kind, init in kinds().items():
         for name, option in init.options.items():
-            found.setdefault(name, (kind, option))
+            told = f"{kind.capitalize().replace('-', ' ')}: {option.help[0].lower()}{option.help[1:]}"
+            found.setdefault(name, replace(option, help=told))
     return found
 
 
