@@ -62,7 +62,6 @@ class EndedRun:
 
     @property
     def error(self) -> str | None:
-        """Why a stage failed, in words."""
         return None if self.failure is None else str(self.failure)
 
     @property

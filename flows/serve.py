@@ -201,7 +201,6 @@ def _holder(port: int) -> str:
 
 @contextlib.contextmanager
 def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
-    """The process of the run that is due (flows/worker.py)."""
     env = {**stage_environment(), **client_environment(), "PREFECT_API_URL": api}
     # Messages that `faded` itself hides belong in the worker's log.
     env["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"

@@ -159,7 +159,6 @@ def proposed_lines(name: str, audit: AuditConfig, mining: Mining, form: MinedTex
 
 
 def _marks(told: Mapping[str, str]) -> str:
-    """The line that marks fields or slots as proposed, for reports."""
     return f"    proposed: {json.dumps(told, ensure_ascii=False)}"
 
 

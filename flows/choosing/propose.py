@@ -207,7 +207,6 @@ class _Proposing:
 
 
 def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], proposed: Mapping[str, str]) -> str:
-    """Return the changes as YAML."""
     block = {
         **({"prepare": prepare} if prepare else {}),
         "concepts": {

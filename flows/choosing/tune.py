@@ -274,7 +274,6 @@ class Bench:
         gc.collect()
 
     def rounds(self, choices: Sequence[ComputeChoice]) -> None:
-        """Time passes of all choices in turns."""
         batches = {}
         for choice in choices:
             start = time.perf_counter()

@@ -43,9 +43,14 @@ class _Group(TyperGroup):
             raise
         except Exception as error:  # the exit codes are those of flows/cli.py
             refused = getattr(error, "format_message", None)  # click's: of an option
-            said = refused() if refused else str(error) if isinstance(error, FadedError) else machine_failure(error)
-            _error_as_json(command, said or f"a bug in faded: {type(error).__name__}", getattr(error, "exit_code", 3))
+            told = refused() if refused else error_text(error) or f"a bug in faded: {type(error).__name__}"
+            _error_as_json(command, told, getattr(error, "exit_code", 3))
             raise
+
+
+def error_text(error: Exception) -> str | None:
+    """What to say of an error; None if it is a bug."""
+    return str(error) if isinstance(error, FadedError) else machine_failure(error)
 
 
 def _error_as_json(command: str, message: str, exit_code: int) -> None:

@@ -178,7 +178,6 @@ def report(
 
 
 def _browse(params: "Params", name: str, open_: bool) -> None:
-    """Serve the pages of probes until Ctrl-C."""
     with console.status("reading the probes, and loading what changes their inputs ..."):
         from flows.people.browse import ShownProbes, serve_probes
         from flows.people.review.links import write_way_in

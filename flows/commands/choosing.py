@@ -11,7 +11,6 @@ from stages.core.errors import stop_code
 
 
 def _at_most(default: str, least: int | None = None) -> Any:
-    """The option for a maximum number of probes."""
     told = "Maximum number of unique probes."
     return typer.Option("--probes", min=least, metavar="N", help=told, show_default=default)
 

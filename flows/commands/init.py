@@ -19,7 +19,6 @@ class InitCommand(TyperCommand):
     """Adds the options that are answers; those of kinds of tasks come last, and import these kinds."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return all parameters, `--help` last."""
         from flows.init.propose import ANSWERS
 
         folder, *own, help_ = super().get_params(ctx)

@@ -120,7 +120,6 @@ def _remove(params: Params, audits: list[str], name: str) -> None:
 
 
 def _text(public_key: str) -> str:
-    """Return the given key, or the content of the file of that name."""
     if public_key.startswith(("ssh-", "-----")):
         return public_key
     try:

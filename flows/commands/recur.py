@@ -95,22 +95,20 @@ def notify(
 
     open_workspace(None, True)
     given = {"slack": slack, "webhook": webhook, "email": email}
-    chosen = [kind for kind, url in given.items() if url is not None]
+    chosen = {kind: url for kind, url in given.items() if url is not None}
     if len(chosen) + (block is not None) + off > 1:
         raise UsageError("give one at a time: --slack, --webhook, --email, --block or --off")
-    urls = {kind: sys.stdin.readline().strip() if given[kind] == "-" else given[kind] or "" for kind in chosen}
-    with console.status("waiting for the Prefect server ..."):
-        prefect_api = start_prefect_api(RECORDS)
-        with prefect_api():
-            for kind, url in urls.items():
-                set_url(kind, url)  # type: ignore[arg-type]
-            if block is not None or off:
-                set_block(block)
-            used = current()
-            if chosen or block is not None or off:
-                refresh_automations()
-            if test:
-                send_test()
+    urls = {kind: sys.stdin.readline().strip() if url == "-" else url for kind, url in chosen.items()}
+    with console.status("waiting for the Prefect server ..."), start_prefect_api(RECORDS)():
+        for kind, url in urls.items():
+            set_url(kind, url)  # type: ignore[arg-type]
+        if block is not None or off:
+            set_block(block)
+        used = current()
+        if chosen or block is not None or off:
+            refresh_automations()
+        if test:
+            send_test()
     console.print(f"notifications go to {used or 'nobody'}" + ("; the test message was accepted" if test else ""))
 
 
@@ -124,10 +122,10 @@ def _list_schedules() -> None:
         entries = read_entries()
         api = configured_api()
         rows = overview(params, entries, api if api is not None and responds(api) else None)
-    if not rows:
+    if rows:
+        show_schedules(console, rows)
+    else:
         say(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`")
-        return
-    show_schedules(console, rows)
 
 
 def _apply() -> None:

@@ -16,7 +16,7 @@ from flows.graph.lock import Hashes
 from flows.workspace.pipeline import PARAMS, is_own
 from stages.code import CODE, STAGE
 from stages.core.errors import InfrastructureError, UsageError
-from stages.params import Params, load_params
+from stages.params import load_params
 from stages.params.network import ASK_NO_MODEL
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class Graph:
         return self.downstream([stage.name for stage in selected if stage.stale], selected)
 
     def upstream(self, names: Iterable[str]) -> list[Stage]:
-        """These stages and all that they depend on."""
         reached = set(names)
         for stage in reversed(list(self)):
             if stage.name in reached:
@@ -231,24 +230,21 @@ def _snapshot(repo: Any, root: Path, ours: str, graph: Any, looks: bool) -> Grap
         reasons = _reasons(stage, looks)
         if reasons == (RUNS_NOW,) and any(stages[needed].reasons == reasons for needed in upstream):
             reasons = ()  # not running itself: its inputs are being written
+        gpus = 0  # stages that probe no model need none
+        if audit and kind not in ASK_NO_MODEL:
+            of_repair = kind in ("restructure", "re_evaluate")
+            gpus = params.repair(audit).gpus if of_repair else params.audit(audit).compute.gpus
         sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
         stages[name] = Stage(
             name=name,
             kind=kind,
             audit=audit,
-            gpus=_gpus(params, kind, audit),
+            gpus=gpus,
             upstream=upstream,
             size=sum(sizes) if sizes else None,
             reasons=reasons,
         )
     return Graph(stages)
-
-
-def _gpus(params: Params, kind: str, audit: str) -> int:
-    """The GPUs that params.yaml requests for a stage; stages that probe no model need none."""
-    if not audit or kind in ASK_NO_MODEL:
-        return 0
-    return params.repair(audit).gpus if kind in ("restructure", "re_evaluate") else params.audit(audit).compute.gpus
 
 
 def _audit(stage: Any, ours: str) -> str:

@@ -102,7 +102,6 @@ class Hashes:
         self._changed = False
 
     def of(self, path: Path) -> Digests:
-        """The hashes of a file."""
         name, mark = str(path.absolute()), _mark(path.stat())
         known = self._known.get(name, [])
         if known[:-2] == mark:

@@ -77,7 +77,6 @@ class Questions(Ask):
         return self.text(name, f"{question} ({', '.join(choices)})", guess, check)
 
     def confirm(self, name: str, question: str, guess: bool) -> bool:
-        """Ask for yes or no."""
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, bool) else guess
         if self.said(name) is None and self._asks:
