@@ -1,9 +1,8 @@
 """Child processes of the flow, each in its own process group, so that none outlives a killed or interrupted run.
 
 A function can be called in a process of its own: the libraries it imports end with it, and so does the data it reads.
-The process of a deployed run stays small in this way while it waits for its stages, and so does `faded serve`, which
-shows pages for weeks. What is pickled goes through pipes between this process and the one it starts; nobody else can
-write to them.
+So the process of a deployed run, which waits for its stages, stays small, and so does `faded serve`. What is pickled
+goes through pipes between this process and the one it starts; nobody else can write to them.
 """
 
 import contextlib

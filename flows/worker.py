@@ -4,8 +4,8 @@ What a flow run executes is what a Prefect server says: command, environment, en
 that server could so run anything here as this user. This worker takes all of it from prefect.yaml, and refuses runs
 for which the server says something else.
 
-With --once it takes the run that is due, and becomes its process: a second one would only wait. `faded serve`, or a
-worker without --once, resumes a run whose process dies, and kills that of a cancelled run.
+With --once it takes the run that is due, and becomes its process. `faded serve`, or a worker without --once, resumes
+a run whose process dies, and kills that of a cancelled run.
 """
 
 from __future__ import annotations

@@ -95,10 +95,8 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
         said = f"{to} is {best.speed / now.speed:.1f} times as fast"
     print_plain(console, f"{name}: {said}")
     if best.compute.dtype != now.compute.dtype:
-        print_plain(
-            console,
-            f"its dtype changes answers: {best.changed} of {tuning.compared} probes change between pass and fail",
-        )
+        change = f"{best.changed} of {tuning.compared} probes change between pass and fail"
+        print_plain(console, f"its dtype changes answers: {change}")
     if best.compute.backend == "openvino" and now.compute.backend != "openvino":
         print_plain(console, "others who run the audit need it too: pip install 'faded[openvino]'")
     faster = tuning.best(True)
@@ -243,7 +241,11 @@ class Bench:
         self.context: TaskContext = task_context(name, audit, stage_dir(name, "prepare"))
         self.cls = task_class(name, audit)
         self.backends: Sequence[str] = self.cls.backends
-        self.limit = settings.memory * _memory(self.context.compute.device)
+        self.limit: float = settings.memory * psutil.virtual_memory().total
+        if (device := self.context.compute.device) != "cpu":
+            import torch
+
+            self.limit = settings.memory * torch.cuda.get_device_properties(device).total_memory
         self._errors = set(self.cls.check(self.context))
         # By id of a choice: the task, and the same task with people's ratings applied.
         self._open: dict[int, tuple[LoadedTask, LoadedTask]] = {}
@@ -351,11 +353,12 @@ def _watched(device: str) -> Iterator[dict[str, int]]:
             held["most"] = torch.cuda.max_memory_allocated(device)
         return
     process, done = psutil.Process(), threading.Event()
-    held = {"before": process.memory_info().rss}
-    held["most"] = held["before"]
+    held = dict.fromkeys(("before", "most"), process.memory_info().rss)
 
     def watch() -> None:
-        while not done.wait(0.005):
+        ended = False
+        while not ended:
+            ended = done.wait(0.005)
             held["most"] = max(held["most"], process.memory_info().rss)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -365,12 +368,3 @@ def _watched(device: str) -> Iterator[dict[str, int]]:
     finally:
         done.set()
         watcher.join()
-        held["most"] = max(held["most"], process.memory_info().rss)
-
-
-def _memory(device: str) -> int:
-    if device == "cpu":
-        return int(psutil.virtual_memory().total)
-    import torch
-
-    return int(torch.cuda.get_device_properties(device).total_memory)

@@ -1,15 +1,12 @@
 """DVC's last answer about the graph, reused while nothing that it depends on has changed.
 
-A query of DVC takes seconds with many audits, and most commands find everything unchanged. So the answer is stored with
-a mark of all files it depends on: their inodes, sizes and times. The system sets the time of the last change (ctime),
-and programs cannot. If the mark differs, or a stage is running, DVC is queried.
+A query of DVC takes seconds with many audits. So its answer is stored with a mark of all files it depends on: their
+inodes, sizes and times, of which the time of the last change (ctime) cannot be set by programs.
 
-Two things are recorded before DVC is queried: the code of audits, and folders that an audit's inputs link to. DVC would
-find the stage `code` stale whenever any file changed, and with it all stages after it, until it has run. That stage is
-fast, so its work is done here: each data/AUDIT/code.json, and its entry in dvc.lock.
-
-DVC hashes the content of linked files, but ignores linked folders. A hash of such a folder's content is written to a
-file beside the link, which DVC does hash.
+Two things are recorded before DVC is queried. The code of audits: DVC would find the stage `code` stale whenever any
+file changed, and with it all stages after it, until it has run; its work is done here instead, each
+data/AUDIT/code.json and its entry in dvc.lock. And folders that an audit's inputs link to: DVC hashes linked files,
+but ignores linked folders, so a hash of their content is written to a file beside the link.
 """
 
 from __future__ import annotations
