@@ -192,16 +192,7 @@ def audit(
     from stages.explorers.contract import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
     from stages.params.usage import in_use, usage_error
-    from stages.tasks.functions.answers import (
-        THRESHOLDS,
-        AnswerScorer,
-        answer_kind,
-        ask_all,
-        check_unchanged,
-        classes_of,
-        labels_of,
-        read,
-    )
+    from stages.tasks.functions import answers as of_answers
     from stages.tasks.functions.items import as_given, read_concepts
     from stages.tasks.functions.task import FunctionTask
     from stages.tasks.load import task_context
@@ -217,21 +208,23 @@ def audit(
         raise UsageError(
             f"found {n} item(s) and batch_size {batch_size!r}, expected two items and one at once at least"
         )
-    answers = ask_all(model, given.unchanged, np.arange(n), batch_size)
+    answers = of_answers.ask_all(model, given.unchanged, np.arange(n), batch_size)
     kind, found = "own", answers
     if discrepancy is None:
-        check_unchanged(found := read(answers))
-        kind = answer_kind(found)
-    names = classes_of(found, kind, classes)
+        of_answers.check_unchanged(found := of_answers.read(answers))
+        kind = of_answers.answer_kind(found)
+    names = of_answers.classes_of(found, kind, classes)
     table["id"], table["split"] = [str(row) for row in range(n)], "discover"
-    table["label"] = AnswerScorer(kind, names).labels(answers) if expected is None else labels_of(expected, n, names)
+    usual = of_answers.THRESHOLDS.get(kind, 0.0)
+    scorer = of_answers.AnswerScorer(kind, names)
+    table["label"] = scorer.labels(answers) if expected is None else of_answers.labels_of(expected, n, names)
     settings = {
         "seed": seed,
         "task": "stages.tasks.functions:FunctionTask",
         "compute": {"gpus": 0, "batch_size": batch_size},
         "prepare": {"model": "__main__:model", "classes": names},
         "concepts": levels,
-        "discrepancy": {"answers": kind, "threshold": THRESHOLDS.get(kind, 0.0) if threshold is None else threshold},
+        "discrepancy": {"answers": kind, "threshold": usual if threshold is None else threshold},
         "discover": {"explorer": explorer, "budget": budget},
         "summarize": {},
         **({} if usage is None else {"usage": usage}),

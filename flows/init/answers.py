@@ -159,7 +159,7 @@ def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], 
 def _model(questions: Questions) -> tuple[str | None, Model]:
     found: dict[str, tuple[str | None, Model]] = {}
     data = questions.said("data")
-    usual = (init.usual_model(data) for init in kinds().values()) if isinstance(data, str) else ()
+    usual = (init.usual_model(data) for init in kinds().values() if isinstance(data, str))
 
     def look(answer: str) -> None:
         found[answer] = look_at_model(answer, questions)
