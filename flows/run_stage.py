@@ -8,6 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import PurePosixPath
 from typing import IO, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from flows.processes import child
 from flows.request import GATED
 from flows.workspace import LOGS, stage_environment
 from stages.core import errors
+from stages.core.files import decisions_lock
 
 # An output or a stage as in dvc.lock: {"path": ..., "hash": "md5", "md5": ..., "size": ...}.
 Entry = dict[str, Any]
@@ -131,9 +133,9 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     # --wait-for-lock: parallel stages commit one after the other instead of failing.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
     kind, _, audit = stage.partition("@")
-    if kind == GATED:
-        command = ["flows.start.undisturbed", audit, *command]
-    with path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
+    # DVC hashes inputs at the end of a stage, so a decision made meanwhile would count as used.
+    undecided = decisions_lock(audit) if kind == GATED else nullcontext()
+    with undecided, path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
         lines = _stream(process.stdout, log, say)
         code = process.wait()
