@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from inspect import getfile
 from pathlib import Path
@@ -22,7 +21,6 @@ from stages.concepts import Level
 from stages.core.environment import WORK
 from stages.core.errors import UsageError, escape_controls
 from stages.core.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
-from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.params import AuditConfig, Params, checked
 from stages.proposing import proposals
@@ -173,20 +171,13 @@ class _Proposing:
         each = probe_seconds(self.name)
         took = f"about {duration(most * each)}" if each else "time unknown"
         self._say(f"screening {len(draft.new)} concept(s): {most:,} unique probes at most, {took}")
-        with ExitStack() as stack:
-            tell = stack.enter_context(progress(f"propose@{self.name}", most))
-
-            def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
-                opened = Ledger(folder / f"{content_hash([], levels, draft.config)}.jsonl")
-                stack.callback(opened.close)
-                return opened
-
+        with progress(f"propose@{self.name}", most) as tell:
             return sweep(
                 lambda levels: own if levels is draft.concepts else self.load(draft, folder, levels),
                 draft.concepts,
                 most,
                 seed=self.audit.seed,
-                ledger=ledger,
+                ledger=lambda levels: folder / f"{content_hash([], levels, draft.config)}.jsonl",
                 compute=self.vocabulary.context.compute,
                 tell=tell,
                 only=draft.new,

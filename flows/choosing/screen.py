@@ -3,7 +3,6 @@
 import io
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from stages.concepts import Level
 from stages.core.environment import WORK
 from stages.core.errors import UsageError, escape_controls
 from stages.core.files import content_hash, probe_seconds, record_probe_seconds, replace_file, scratch, stage_dir
-from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.params import AuditConfig, Params
 from stages.provenance import prepared_files, run_key
@@ -73,16 +71,16 @@ def _sweep(name: str, audit: AuditConfig, most: int) -> Sweep:
         return rated(cls.load(other, prepared), name, audit)
 
     key = run_key(audit, [*prepared_files(prepared), _CODE], code_of(audit, "discover"), {})
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch(name, "sweep", key))
-        tell = stack.enter_context(progress(f"sweep@{name}", most))
-
-        def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
-            opened = Ledger(folder / f"{content_hash([], levels)}.jsonl")
-            stack.callback(opened.close)
-            return opened
-
-        return sweep(load, audit.concepts, most, seed=audit.seed, ledger=ledger, compute=context.compute, tell=tell)
+    with scratch(name, "sweep", key) as folder, progress(f"sweep@{name}", most) as tell:
+        return sweep(
+            load,
+            audit.concepts,
+            most,
+            seed=audit.seed,
+            ledger=lambda levels: folder / f"{content_hash([], levels)}.jsonl",
+            compute=context.compute,
+            tell=tell,
+        )
 
 
 def _seconds_of_probe(name: str, audit: AuditConfig) -> float:

@@ -27,7 +27,7 @@ from stages.code import PACKAGE, STAGE, Code, model_function
 from stages.core.environment import DATA, WORK
 from stages.core.errors import UsageError
 from stages.core.files import read_state, write_state
-from stages.params import AuditConfig, load_params
+from stages.params import load_params
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -47,7 +47,11 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> list[str]:
     try:
         for stage in stages:
             audit, path = params.audit(str(stage.name).partition("@")[2]), Path(stage.outs[0].fs_path)
-            of_users |= (of_user := is_of_user(audit))
+            # Whether its task or its model is in a user's module.
+            of_user = (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(
+                model_function(audit)
+            )
+            of_users |= of_user
             if not of_user and not stage.status():
                 continue
             text = code.written(audit)
@@ -67,11 +71,6 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> list[str]:
 def code_in(root: Path) -> Code:
     """The code that a workspace's stages run: the installed package, or the clone's own if it is a clone of Faded."""
     return Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
-
-
-def is_of_user(audit: AuditConfig) -> bool:
-    """Whether the task or the model of an audit is in a user's module, whose files DVC does not watch."""
-    return (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(model_function(audit))
 
 
 def stage_kind(stage: Any) -> str:
