@@ -103,14 +103,6 @@ _LATER = {  # imports that are slow, or need the libraries of an extra
     "Summarization": "stages.tasks.summarization",
     "TextToImage": "stages.tasks.text_to_image",
 }
-_CURVE = ("concept", "level", "probes", "failures", "rate", "low", "high")  # columns of `Result.curves`
-_SLICE = (  # columns of `Result.slices`
-    *("attribute", "value", "items", "probes", "failures"),
-    *("rate", "low", "high", "rest", "p", "worse"),
-)
-_POLICY = (  # columns of `Result.policy_shift`
-    *("concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"),
-)
 _EXCERPT = 200  # characters of an example
 _FEWEST_PROBES = 40  # with fewer, no mode can be both found and confirmed
 
@@ -200,16 +192,7 @@ def audit(
     from stages.explorers.contract import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
     from stages.params.usage import in_use, usage_error
-    from stages.tasks.functions.answers import (
-        THRESHOLDS,
-        AnswerScorer,
-        answer_kind,
-        ask_all,
-        check_unchanged,
-        classes_of,
-        labels_of,
-        read,
-    )
+    from stages.tasks.functions import answers as of_answers
     from stages.tasks.functions.items import as_given, read_concepts
     from stages.tasks.functions.task import FunctionTask
     from stages.tasks.load import task_context
@@ -225,21 +208,23 @@ def audit(
         raise UsageError(
             f"found {n} item(s) and batch_size {batch_size!r}, expected two items and one at once at least"
         )
-    answers = ask_all(model, given.unchanged, np.arange(n), batch_size)
+    answers = of_answers.ask_all(model, given.unchanged, np.arange(n), batch_size)
     kind, found = "own", answers
     if discrepancy is None:
-        check_unchanged(found := read(answers))
-        kind = answer_kind(found)
-    names = classes_of(found, kind, classes)
+        of_answers.check_unchanged(found := of_answers.read(answers))
+        kind = of_answers.answer_kind(found)
+    names = of_answers.classes_of(found, kind, classes)
     table["id"], table["split"] = [str(row) for row in range(n)], "discover"
-    table["label"] = AnswerScorer(kind, names).labels(answers) if expected is None else labels_of(expected, n, names)
+    usual = of_answers.THRESHOLDS.get(kind, 0.0)
+    scorer = of_answers.AnswerScorer(kind, names)
+    table["label"] = scorer.labels(answers) if expected is None else of_answers.labels_of(expected, n, names)
     settings = {
         "seed": seed,
         "task": "stages.tasks.functions:FunctionTask",
         "compute": {"gpus": 0, "batch_size": batch_size},
         "prepare": {"model": "__main__:model", "classes": names},
         "concepts": levels,
-        "discrepancy": {"answers": kind, "threshold": THRESHOLDS.get(kind, 0.0) if threshold is None else threshold},
+        "discrepancy": {"answers": kind, "threshold": usual if threshold is None else threshold},
         "discover": {"explorer": explorer, "budget": budget},
         "summarize": {},
         **({} if usage is None else {"usage": usage}),
@@ -404,12 +389,9 @@ class Result:
         Columns are concept, level, probes, failures, rate, low and high; NaN where a rate is unknown.
         """
         levels = {concept.name: concept.levels for concept in self.landscape.space.concepts}
-        rows = [
-            {"concept": one.concept, "level": levels[one.concept][one.level]}
-            | {name: getattr(one, name) for name in _CURVE[2:]}
-            for one in self.landscape.effects
-        ]
-        return pd.DataFrame(rows, columns=list(_CURVE)).astype(dict.fromkeys(("rate", "low", "high"), float))
+        rows = [one.model_dump() | {"level": levels[one.concept][one.level]} for one in self.landscape.effects]
+        columns = ["concept", "level", "probes", "failures", "rate", "low", "high"]
+        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -477,12 +459,10 @@ class Result:
         (Holm). Empty if the items have no attributes.
         """
         found = self.landscape.slices
-        rows = [
-            {"attribute": of.attribute, **{name: getattr(one, name) for name in _SLICE[1:]}}
-            for of in (found.attributes if found else ())
-            for one in of.values
-        ]
-        table = pd.DataFrame(rows, columns=list(_SLICE))
+        attributes = found.attributes if found else ()
+        rows = [{"attribute": of.attribute, **one.model_dump()} for of in attributes for one in of.values]
+        columns = ["attribute", "value", "items", "probes", "failures", "rate", "low", "high", "rest", "p", "worse"]
+        table = pd.DataFrame(rows, columns=columns)
         return table.sort_values("rate", ascending=False, kind="stable", ignore_index=True)
 
     @property
@@ -497,7 +477,8 @@ class Result:
         compared = self.records.compare
         moved = (compared.comparison.policy if compared.has("comparison") else None) or ()
         rows = [{**one.to_json(), "floor": one.noise_floor.max} for one in moved]
-        table = pd.DataFrame(rows, columns=list(_POLICY))
+        columns = ["concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"]
+        table = pd.DataFrame(rows, columns=columns)
         return table.sort_values("distance", ascending=False, kind="stable", ignore_index=True)
 
     @property

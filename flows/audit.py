@@ -29,18 +29,7 @@ from flows.recur.runs import superseded
 from flows.request import GATED, how_to_decide, open_request, waits_for_person
 from flows.run_stage import StageResult, level_of
 from flows.start.engine import foreign_parameters
-from flows.views.labels import (
-    Conclusion,
-    Ending,
-    current_run_name,
-    done,
-    how_it_ended,
-    last_state,
-    publish,
-    refused,
-    shown_before,
-    tag_run,
-)
+from flows.views import labels
 from flows.workspace import exclusive
 from stages.core.environment import set_defaults
 from stages.core.errors import Exit, FadedError, InfrastructureError, UnavailableError
@@ -92,7 +81,7 @@ def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]:
     """Bring one stage up to date; without a job (`what`), it is up to date and is only shown."""
     if what is None or runner is None:
-        return done(StageResult(stage=stage, outcome="unchanged"))
+        return labels.done(StageResult(stage=stage, outcome="unchanged"))
     logger = get_run_logger()
     context = TaskRunContext.get()
     if context is not None and (attempt := context.task_run.run_count) > 1:
@@ -111,14 +100,14 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
         result = _whole(runner(what, say), what, runner, say)
     except UnavailableError as error:
         _warn(stage, error)
-        return refused(error)
+        return labels.refused(error)
     except InfrastructureError as error:
         _warn(stage, error)
         raise
     except FadedError as error:
-        return refused(error)
+        return labels.refused(error)
     STAGE_LOG.info(f"{result.outcome} in {result.seconds:.1f} s", extra={"stage": stage, "result": result})
-    return done(result)
+    return labels.done(result)
 
 
 def _warn(stage: str, error: FadedError) -> None:
@@ -154,20 +143,17 @@ def _aside(function: str, *given: object) -> Any:
     return aside(function, *given) if deployed_run() is not None else resolve_name(function)(*given)
 
 
-@flow(name="audit", description=__doc__, flow_run_name=current_run_name, persist_result=False)
+@flow(name="audit", description=__doc__, flow_run_name=labels.current_run_name, persist_result=False)
 def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     """Run the stale stages of these audits, and publish the results.
 
     As a run of a deployment, it waits for the workspace, is suspended while a person has to decide, and ends in a state
     whose message reports how it ended. Raises AuditFailed if a stage or a gate failed; the other audits have continued
-    as far as possible.
+    as far as possible. The data of the returned state, none for a deployment's run, is one result per stage that was
+    stale or depends on a stale one.
 
     Args:
         runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
-
-    Returns:
-        The last state. Its data, which a caller gets, is one result per stage that was stale or depends on a stale
-        one; for a deployment's run there is none.
     """
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)
@@ -175,12 +161,12 @@ def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     with exclusive(), stopping_on_signals():
         params, graph = ALREADY_READ.get() or _read(audits)
         results = _run_stale(params, graph, audits, chosen_runner(params, runner), set())
-        endings = [how_it_ended(params, name, results) for name in audits]
+        endings = [labels.how_it_ended(params, name, results) for name in audits]
     from flows.people.artifacts import artifacts_of
 
     for ending in endings:
-        publish(artifacts_of(params, ending, results))
-    state = last_state(endings)
+        labels.publish(artifacts_of(params, ending, results))
+    state = labels.last_state(endings)
     state.data = AuditFailed(results, state.message) if state.is_failed() else results
     return state
 
@@ -190,7 +176,7 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
     logger = get_run_logger()
     if (why := foreign_parameters(audits=audits, runner=runner)) is not None:
         return Failed(message=why)
-    tag_run(run, audits)
+    labels.tag_run(run, audits)
     try:
         with exclusive(logger.info):
             params, graph = _read(audits)
@@ -199,23 +185,23 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
                     logger.info(line)
             if (told := superseded(run)) is not None:
                 logger.warning(told)
-                return last_state([], [told])
+                return labels.last_state([], [told])
             skipped = {name: told for name in audits if (told := _skipped(params, name, run)) is not None}
             for told in skipped.values():
                 logger.warning(told)
             mine = [name for name in audits if name not in skipped]
             if not mine:
-                return last_state([], list(skipped.values()))
-            results = _run_to_the_end(params, graph, mine, chosen_runner(params, runner), shown_before(run))
+                return labels.last_state([], list(skipped.values()))
+            results = _run_to_the_end(params, graph, mine, chosen_runner(params, runner), labels.shown_before(run))
             endings = [_conclude(params, name, results) for name in mine]
     except FadedError as error:
-        endings, skipped = [Ending(", ".join(audits), "broken", " ".join(str(error).split()))], {}
+        endings, skipped = [labels.Ending(", ".join(audits), "broken", " ".join(str(error).split()))], {}
     except Exception as error:
-        _tell(Ending(", ".join(audits), "broken", f"{type(error).__name__}: {error}"))
+        _tell(labels.Ending(", ".join(audits), "broken", f"{type(error).__name__}: {error}"))
         raise
     for ending in endings:
         _tell(ending)
-    return last_state(endings, list(skipped.values()))
+    return labels.last_state(endings, list(skipped.values()))
 
 
 def _skipped(params: Params, audit: str, run: FlowRun) -> str | None:
@@ -247,11 +233,11 @@ def _run_to_the_end(
         graph = _aside("flows.graph:read_graph")
 
 
-def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
+def _conclude(params: Params, audit: str, results: list[StageResult]) -> labels.Ending:
     from flows.recur.notify import notify
 
-    done: Conclusion = _aside("flows.people.artifacts:conclusion_of", params, audit, results)
-    publish(done.artifacts)
+    done: labels.Conclusion = _aside("flows.people.artifacts:conclusion_of", params, audit, results)
+    labels.publish(done.artifacts)
     if done.problem is not None:
         get_run_logger().warning(done.problem)
     if done.evidence is not None:
@@ -261,7 +247,7 @@ def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
     return done.ending
 
 
-def _tell(ending: Ending) -> None:
+def _tell(ending: labels.Ending) -> None:
     from flows.recur.notify import forget_notice, notify
 
     if ending.kind == "done":
@@ -309,7 +295,7 @@ def gated(params: Params, graph: Graph, todo: Iterable[Stage]) -> dict[str, list
     """Stages that may only be submitted once a person has decided, by audit."""
     todo = list(todo)
     gates = [stage for stage in todo if stage.kind == GATED and waits_for_person(params, stage.audit)]
-    return {gate.audit: graph.downstream([gate.name]).among(todo) for gate in gates}
+    return {gate.audit: graph.downstream([gate.name], todo) for gate in gates}
 
 
 def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit, cached: Futures) -> list[StageResult]:

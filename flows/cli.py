@@ -15,9 +15,9 @@ import flows.commands.evidence
 import flows.commands.init
 import flows.commands.people
 import flows.commands.recur  # noqa: F401
-from flows.commands import app, console, errors
+from flows.commands import app, console, error_text, errors
 from flows.terminal import print_plain
-from stages.core.errors import Exit, FadedError, Terminated, machine_failure, stop_code
+from stages.core.errors import Exit, FadedError, Terminated, stop_code
 
 FIRST = ("init", "plan", "audit", "status", "report", "review", "gate", "export", "serve", "schedule")  # in `--help`
 
@@ -49,16 +49,14 @@ def main() -> None:
         app()
     except KeyboardInterrupt as stop:  # before the command started
         raise SystemExit(stop_code(stop)) from None
-    except FadedError as error:
-        _tell(str(error))
-        raise SystemExit(int(error.exit_code)) from None
     except Exception as error:
-        if (failure := machine_failure(error)) is not None:
-            _tell(failure)
-            raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
-        traceback.print_exc()
-        errors.print("[bold red]this is a bug in faded[/], please report it with the lines above")
-        raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
+        if (told := error_text(error)) is not None:
+            errors.print("[bold red]error:[/]", end=" ")
+            print_plain(errors, told)
+        else:
+            traceback.print_exc()
+            errors.print("[bold red]this is a bug in faded[/], please report it with the lines above")
+        raise SystemExit(int(error.exit_code if isinstance(error, FadedError) else Exit.INFRASTRUCTURE)) from None
     finally:
         # Don't wait for what libraries do at exit, such as sending the last logs; a Python handler that raises in the
         # middle of it would only print their traceback.
@@ -68,11 +66,6 @@ def main() -> None:
 
 def _terminate(_number: int, _frame: object) -> None:
     raise Terminated
-
-
-def _tell(message: str) -> None:
-    errors.print("[bold red]error:[/]", end=" ")
-    print_plain(errors, message)
 
 
 def _print_version(wanted: bool) -> None:

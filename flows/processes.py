@@ -1,9 +1,8 @@
 """Child processes of the flow, each in its own process group, so that none outlives a killed or interrupted run.
 
 A function can be called in a process of its own: the libraries it imports end with it, and so does the data it reads.
-The process of a deployed run stays small in this way while it waits for its stages, and so does `faded serve`, which
-shows pages for weeks. What is pickled goes through pipes between this process and the one it starts; nobody else can
-write to them.
+So the process of a deployed run, which waits for its stages, stays small, and so does `faded serve`. What is pickled
+goes through pipes between this process and the one it starts; nobody else can write to them.
 """
 
 import contextlib
@@ -38,8 +37,7 @@ class _Child(NamedTuple):
     token: str
 
 
-_groups: dict[int, bool] = {}  # process group -> whether Ctrl-C ends it
-_names: dict[int, str] = {}  # process group -> name of its record
+_groups: dict[int, tuple[str, bool]] = {}  # by process group: the name of its record, whether Ctrl-C ends it
 _stopping = threading.Event()
 
 
@@ -80,7 +78,7 @@ def child(
     record = records / f"{name}.json"
     records.mkdir(parents=True, exist_ok=True)
     write_state(record, _Child(process.pid, token))
-    _groups[process.pid], _names[process.pid] = interruptible, name
+    _groups[process.pid] = name, interruptible
     # If the leader dies alone, the processes it started would hold the pipe open for ever: kill the group as well.
     watcher = threading.Thread(target=_end_with_leader, args=(process.pid,), daemon=True)
     watcher.start()
@@ -91,7 +89,6 @@ def child(
         watcher.join()
         process.wait()
         _groups.pop(process.pid, None)
-        _names.pop(process.pid, None)
         record.unlink(missing_ok=True)
 
 
@@ -107,13 +104,14 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 def _interrupt(number: signal.Signals) -> None:
-    for group in [group for group, interruptible in list(_groups.items()) if interruptible]:
-        _signal_group(group, number)
+    for group, (_, interruptible) in list(_groups.items()):
+        if interruptible:
+            _signal_group(group, number)
 
 
 def end_children(name: str | None = None) -> None:
     """Kill the children of this process, or only those with that name."""
-    for group, named in list(_names.items()):
+    for group, (named, _) in list(_groups.items()):
         if name in (None, named):
             _signal_group(group, signal.SIGKILL)
 
@@ -156,11 +154,11 @@ def end_leftovers(records: Path = RECORDS) -> list[str]:
     """
     ended = []
     for record in sorted(records.glob("*.json")):
-        if (known := read_state(record, _Child)) is not None:
-            if known.group in _groups:  # a running child of this process
-                continue
-            if _end_group(*known):
-                ended.append(record.stem)
+        known = read_state(record, _Child)
+        if known is not None and known.group in _groups:  # a running child of this process
+            continue
+        if known is not None and _end_group(*known):
+            ended.append(record.stem)
         record.unlink(missing_ok=True)
     return ended
 
@@ -179,8 +177,7 @@ def _end_group(group: int, token: str) -> bool:
 def aside(function: str, *given: object) -> Any:
     """Call a function in another process, which dies with this one.
 
-    Raises a FadedError as the function does, and an InfrastructureError if it raises anything else, or the process is
-    killed.
+    Raises a FadedError as the function does, and an InfrastructureError if it ends in any other way.
 
     Args:
         function: its name, "module:function", as importing the module would take the memory.

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
-from stages.core.files import read_state, stage_dir, write_state
+from stages.core.files import decisions_lock, read_state, stage_dir, write_state
 from stages.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def waits_for_person(params: Params, audit: str) -> bool:
 
 
 def needs_decision(params: Params, audit: str) -> str | None:
-    """The hash of the audit's landscape if it waits for a person's decision, else None.
-
-    An audit without a landscape needs none yet: its earlier stages report what is wrong.
-    """
+    """The hash of the audit's landscape if it waits for a person's decision, else None, also without a landscape."""
     if not waits_for_person(params, audit) or not (stage_dir(audit, "summarize") / "landscape.json").exists():
         return None
     from stages.decisions import standing
@@ -83,7 +80,6 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
         run: id and API URL of a flow run that is going to be suspended on it.
     """
     from stages.decisions import landscape_hash
-    from stages.decisions.files import decisions_lock
 
     with decisions_lock(audit):  # two processes may add a run and check the time at once
         now, before = landscape_hash(audit), read_request(audit)

@@ -62,7 +62,6 @@ class EndedRun:
 
     @property
     def error(self) -> str | None:
-        """Why a stage failed, in words."""
         return None if self.failure is None else str(self.failure)
 
     @property
@@ -95,9 +94,11 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
 
             if where.address is None:  # workers elsewhere have their own environment
                 check_api_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
+            started = started or start_prefect_api()
+            check_stages(params, audits, where)  # it imports what tasks need, while the server starts
             cost = estimate_cost(params, graph, audits)
             console.print(f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}")
-            return _run_flow(params, graph, audits, runner, console, started or start_prefect_api())
+            return _run_flow(params, graph, audits, runner, console, started)
         for audit in undecided:
             open_request(params, audit)
         return _conclude(params, active, EndedRun(waiting=list(map(how_to_decide, undecided))))
@@ -107,16 +108,12 @@ def _run_flow(
     params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console, prefect_api: _PrefectApi
 ) -> EndedRun:
     import httpx
-
-    started = time.monotonic()
-    # While the server starts:
     from prefect import tags
 
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
     from flows.views.labels import FROM_TERMINAL
 
-    check_stages(params, audits, chosen_runner(params, runner))
-
+    started = time.monotonic()
     known = ALREADY_READ.set((params, graph))
     failure: FadedError | None = None
     with (
@@ -179,13 +176,12 @@ class _Lines(logging.Handler):
         self._colours: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        stage = getattr(record, "stage", "")
+        stage, ended = getattr(record, "stage", ""), hasattr(record, "result")
         colour = self._colours.setdefault(stage, _COLOURS[len(self._colours) % len(_COLOURS)])
-        style = "bold" if hasattr(record, "result") else "yellow" if record.levelno >= logging.WARNING else "default"
+        style = "bold" if ended else "yellow" if record.levelno >= logging.WARNING else "default"
         text = f"[{colour}]{escape(stage)}[/] [dim]|[/] [{style}]{escape(record.getMessage())}[/]"
         self._progress.console.print(text, soft_wrap=True)
-        if hasattr(record, "result"):
-            self._progress.advance(self._bar)
+        self._progress.advance(self._bar, int(ended))
 
 
 @contextmanager

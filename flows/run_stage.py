@@ -8,6 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import PurePosixPath
 from typing import IO, Annotated, Any, Literal
 
@@ -16,15 +17,8 @@ from pydantic import AfterValidator, BaseModel
 from flows.processes import child
 from flows.request import GATED
 from flows.workspace import LOGS, stage_environment
-from stages.core.errors import (
-    BugError,
-    Exit,
-    InfrastructureError,
-    RejectedError,
-    UnavailableError,
-    UsageError,
-    escape_controls,
-)
+from stages.core import errors
+from stages.core.files import decisions_lock
 
 # An output or a stage as in dvc.lock: {"path": ..., "hash": "md5", "md5": ..., "size": ...}.
 Entry = dict[str, Any]
@@ -44,7 +38,6 @@ class Shipment(BaseModel):
     """Everything a worker needs to bring one stage up to date in its own clone.
 
     Args:
-        stage: its name in dvc.yaml.
         files: small texts that are in no remote, by path: params.yaml, dvc.yaml, ratings.
         lock: the stage's entry in the driver's dvc.lock, None if it never ran.
         inputs: outputs of other stages that this one reads, by content.
@@ -113,7 +106,7 @@ class StageResult(BaseModel):
     outcome: Outcome
     seconds: float = 0.0
     message: str = ""
-    exit_code: Exit = Exit.PASS
+    exit_code: errors.Exit = errors.Exit.PASS
     made: ShipmentResult | None = None
 
 
@@ -125,10 +118,9 @@ def finished(audit: str, results: Sequence[StageResult]) -> bool:
 def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None) -> StageResult:
     """Let DVC bring one stage up to date.
 
-    Raises a UsageError if the stage reports invalid input (exit code 2): another run would not help; a RejectedError if
-    a person rejected the landscape (collect_feedback only, exit code 1); a BugError if it fails in an unforeseen way:
-    another run would not help either; an UnavailableError if a service it needs does not respond; the stage itself has
-    already retried; an InfrastructureError if it ends in any other way: killed, out of memory, a full disk.
+    Raises a UsageError if the stage reports invalid input (exit code 2), a RejectedError if a person rejected the
+    landscape (collect_feedback only), a BugError if it fails in an unforeseen way, an UnavailableError if a service did
+    not respond (the stage itself has already retried), and else an InfrastructureError: only then may another run help.
 
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
@@ -141,9 +133,9 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     # --wait-for-lock: parallel stages commit one after the other instead of failing.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
     kind, _, audit = stage.partition("@")
-    if kind == GATED:
-        command = ["flows.start.undisturbed", audit, *command]
-    with path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
+    # DVC hashes inputs at the end of a stage, so a decision made meanwhile would count as used.
+    undecided = decisions_lock(audit) if kind == GATED else nullcontext()
+    with undecided, path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
         lines = _stream(process.stdout, log, say)
         code = process.wait()
@@ -156,17 +148,17 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     stage_code = int(match[1]) if match else None
     tail = [line.removeprefix("error: ") for line in lines if not _DVC.match(line)][-_TAIL:]
     told = "\n".join(f"  {line}" for line in tail)
-    if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
-        raise UsageError(f"{stage} rejected its input:\n{told}")
-    if stage_code == Exit.GATE_FAILED and kind == GATED and "Traceback" not in text:
-        raise RejectedError("\n".join(tail) or stage)
+    if stage_code == errors.Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
+        raise errors.UsageError(f"{stage} rejected its input:\n{told}")
+    if stage_code == errors.Exit.GATE_FAILED and kind == GATED and "Traceback" not in text:
+        raise errors.RejectedError("\n".join(tail) or stage)
     # Python itself also exits with 1, if a module is missing or does not compile.
-    if stage_code in (Exit.BUG, Exit.GATE_FAILED):
-        raise BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")
-    if stage_code == Exit.UNAVAILABLE:
-        raise UnavailableError(f"{stage} needs something that does not respond, full log in {path}:\n{told}")
+    if stage_code in (errors.Exit.BUG, errors.Exit.GATE_FAILED):
+        raise errors.BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")
+    if stage_code == errors.Exit.UNAVAILABLE:
+        raise errors.UnavailableError(f"{stage} needs something that does not respond, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
-    raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
+    raise errors.InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
 
 
 def level_of(line: str) -> int:
@@ -183,7 +175,7 @@ def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[
     """Pass the output on line by line; return its end, in which DVC reports how the stage ended."""
     lines: deque[str] = deque(maxlen=200)
     for raw in output:
-        line = escape_controls(raw.rstrip().expandtabs())  # it may contain a model's answers
+        line = errors.escape_controls(raw.rstrip().expandtabs())  # it may contain a model's answers
         log.write(line + "\n")
         log.flush()
         lines.append(line)

@@ -50,9 +50,6 @@ _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
 def serve(params: Params, console: Console, *, port: int | None = None, review: bool = True) -> None:
     """Serve the workspace until Ctrl-C or SIGTERM.
 
-    Raises a UsageError if `faded serve` is already running here, or the work pool belongs to another workspace; an
-    InfrastructureError if the Prefect server cannot be reached or started.
-
     Args:
         port: port of our own Prefect server; by default the last one, 4200 at first, or another if that is taken.
     """
@@ -163,8 +160,7 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, OwnServer | None]:
     life.enter_context(own.served())
     if port is not None:
         replace_file(_PORT, str(port))
-    else:
-        _keep_port(_PORT, own.port)
+    _keep_port(_PORT, own.port)
     life.enter_context(own.clients())
     return own.api, own
 
@@ -205,7 +201,6 @@ def _holder(port: int) -> str:
 
 @contextlib.contextmanager
 def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
-    """The process of the run that is due (flows/worker.py)."""
     env = {**stage_environment(), **client_environment(), "PREFECT_API_URL": api}
     # Messages that `faded` itself hides belong in the worker's log.
     env["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
@@ -248,10 +243,7 @@ def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[
 
 
 def show_links() -> list[str]:
-    """Lines with links that sign in once: to the page of all audits, and to Prefect's pages if we serve them.
-
-    Raises a UsageError if no `faded serve` runs here.
-    """
+    """Lines with links that sign in once: to the page of all audits, and to Prefect's pages if we serve them."""
     from flows.people.review.links import one_time_link, running
 
     audits = [f"Audits:         {one_time_link(EVERY)}"] if running() is not None else []

@@ -4,8 +4,8 @@ What a flow run executes is what a Prefect server says: command, environment, en
 that server could so run anything here as this user. This worker takes all of it from prefect.yaml, and refuses runs
 for which the server says something else.
 
-With --once it takes the run that is due, and becomes its process: a second one would only wait. `faded serve`, or a
-worker without --once, resumes a run whose process dies, and kills that of a cancelled run.
+With --once it takes the run that is due, and becomes its process. `faded serve`, or a worker without --once, resumes
+a run whose process dies, and kills that of a cancelled run.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from typing import TYPE_CHECKING, Any
 from flows.recur.schedule import FILE, Entry, read_entries
 from flows.start.engine import ALLOWED
 from flows.workspace import enter_workspace
-from stages.core.errors import FadedError
+from stages.core.errors import FadedError, UsageError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, State
-    from prefect.client.schemas.responses import DeploymentResponse
 
 _COMMAND = "python -P -m flows.start.engine"  # default if prefect.yaml has none
-
-
 # What a flow run executes, and its own environment variables; None removes one.
 RunCommand = tuple[list[str], dict[str, str | None]]
 
 
-def why_foreign(run: FlowRun, deployment: DeploymentResponse | None, ours: Entry | None) -> str | None:
-    """Why a flow run is not one of those in prefect.yaml, where its deployment is `ours`; None if it is."""
+def _entry_of(client: SyncPrefectClient, run: FlowRun) -> Entry:
+    """What prefect.yaml says of a flow run. Raises a UsageError if the server says something else, or it has none."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        deployment = None if run.deployment_id is None else client.read_deployment(run.deployment_id)
+    except ObjectNotFound:
+        deployment = None
     if deployment is None:
-        return "it belongs to no deployment"
+        raise UsageError("it belongs to no deployment")
+    ours = next((entry for entry in read_entries() if entry.name == deployment.name), None)
     if ours is None:
-        return f"deployment {deployment.name!r} is not in {FILE}"
+        raise UsageError(f"deployment {deployment.name!r} is not in {FILE}")
     given = {name: value for name, value in run.parameters.items() if value is not None}  # forms send all parameters
     for what, found, expected in (
         ("entrypoint", deployment.entrypoint, [ours.entrypoint]),
@@ -50,11 +54,11 @@ def why_foreign(run: FlowRun, deployment: DeploymentResponse | None, ours: Entry
         ("parameters", given, ours.parameters),
     ):
         if found not in expected:
-            return f"{what}: {FILE} says {expected[0]!r:.200}, the server {found!r:.200}"
-    return None
+            raise UsageError(f"{what}: {FILE} says {expected[0]!r:.200}, the server {found!r:.200}")
+    return ours
 
 
-def command_of(run: FlowRun, entry: Entry) -> RunCommand:
+def _command_of(run: FlowRun, entry: Entry) -> RunCommand:
     """How a flow run is started: by prefect.yaml, whatever the server's settings, which may have changed since."""
     variables = entry.job_variables
     own = {name: None if value is None else str(value) for name, value in (variables.get("env") or {}).items()}
@@ -73,30 +77,16 @@ def claim(client: SyncPrefectClient, pool: str) -> RunCommand | None:
 
     for found in client.get_scheduled_flow_runs_for_work_pool(pool, scheduled_before=datetime.now(UTC)):
         run = found.flow_run
-        entry, why = None, None
         try:
-            deployment, entries = _deployment_of(client, run), {entry.name: entry for entry in read_entries()}
-            entry = None if deployment is None else entries.get(deployment.name)
-            why = why_foreign(run, deployment, entry)
-        except FadedError as error:
-            why = str(error)
-        if why is not None or entry is None:
+            entry = _entry_of(client, run)
+        except FadedError as why:
             message = f"refused: flow run {run.name} is not an audit of {Path.cwd()}: {why}"
             client.set_flow_run_state(run.id, Failed(message=message), force=True)
             continue
         state: State[Any] | None = client.set_flow_run_state(run.id, Pending()).state
         if state is not None and state.is_pending():  # otherwise it waits for another run of its audit
-            return command_of(run, entry)
+            return _command_of(run, entry)
     return None
-
-
-def _deployment_of(client: SyncPrefectClient, run: FlowRun) -> DeploymentResponse | None:
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        return None if run.deployment_id is None else client.read_deployment(run.deployment_id)
-    except ObjectNotFound:
-        return None
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Screening on tasks with planted weaknesses: each concept alone, by groups of items, and whether it has an effect."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
-from stages.core.ledger import Ledger
 from stages.screening.sweep import Sweep, fewest_probes, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Items, ProbeBatch
@@ -160,8 +160,8 @@ def test_a_killed_sweep_goes_on_from_its_ledgers_and_ends_alike(tmp_path) -> Non
         if spent > 400:
             raise KeyboardInterrupt
 
-    def ledger(levels: Mapping[str, Sequence[Any]]) -> Ledger:
-        return Ledger(tmp_path / f"{abs(hash(repr({k: list(v) for k, v in levels.items()})))}.jsonl")
+    def ledger(levels: Mapping[str, Sequence[Any]]) -> Path:
+        return tmp_path / f"{abs(hash(repr({k: list(v) for k, v in levels.items()})))}.jsonl"
 
     def again(**how: Any) -> Sweep:
         return sweep(load, LEVELS, 600, seed=1, **how)

@@ -1,15 +1,19 @@
 """An audit made ready for a command that probes its model: healed, valid, and prepared."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from flows.graph import read_graph
 from flows.graph.intact import heal
+from flows.processes import stopping_on_signals
 from flows.results import record_timings
-from flows.run_stage import run_stage
+from flows.run_stage import level_of, run_stage
 from flows.terminal import print_plain
+from flows.workspace import exclusive
 from flows.workspace.edit_params import edit_file
 from stages.check import check_api_keys, check_audits
 from stages.core.errors import UsageError
@@ -18,15 +22,14 @@ from stages.params import AuditConfig, Params, load_params
 PARAMS = Path("params.yaml")
 
 
-def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
-    """Heal the workspace, print what was healed, and return a valid audit; the caller has to hold the workspace lock.
-
-    Raises a UsageError if params.yaml has errors that a stage would find later.
-    """
-    print_plain(console, *(f"healed: {line}" for line in heal()))
-    check_audits(params, [name])
-    check_api_keys(params, [name])
-    return params.audit(name)
+@contextmanager
+def healed_audit(params: Params, name: str, console: Console) -> Iterator[AuditConfig]:
+    """Lock and heal the workspace, and yield the audit, valid by all checks; Ctrl-C ends what the block runs."""
+    with exclusive(), stopping_on_signals():
+        print_plain(console, *(f"healed: {line}" for line in heal()))
+        check_audits(params, [name])
+        check_api_keys(params, [name])
+        yield params.audit(name)
 
 
 def run_prepare(audit: str, console: Console) -> None:
@@ -34,16 +37,24 @@ def run_prepare(audit: str, console: Console) -> None:
     graph, name = read_graph(), f"prepare@{audit}"
     if name not in graph.stages:
         raise UsageError(f"dvc.yaml has no stage {name}")
-    wanted = graph.upstream([name])
-    for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
+    wanted, errors = graph.upstream([name]), list[str]()
+
+    def say(line: str) -> None:
+        if errors or level_of(line) == logging.ERROR:  # the error that is raised says it
+            errors.append(line)
+        else:
+            print_plain(console, line)
+
+    for stage in graph.downstream([stage.name for stage in wanted if stage.stale], wanted):
         console.print(f"{stage.name} is not up to date, so it runs first")
-        record_timings([run_stage(stage.name, lambda line: print_plain(console, line))])
+        record_timings([run_stage(stage.name, say)])
+        print_plain(console, *errors)
 
 
 def write_params(name: str, audit: AuditConfig, change: Callable[[str], str], console: Console) -> None:
     """Change the text of params.yaml, print the changed lines, and what to do next.
 
-    Raises a UsageError if the audit is no longer what was measured, or cannot be edited.
+    Refuses to if the audit is no longer what was measured.
     """
     if load_params(PARAMS).audit(name) != audit:
         raise UsageError(

@@ -4,7 +4,6 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from hashlib import sha256
 from inspect import getfile
@@ -19,9 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.choosing import healed_audit, run_prepare
-from flows.processes import stopping_on_signals
 from flows.terminal import new_table, print_plain
-from flows.workspace import exclusive
 from stages.code import code_of
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
@@ -59,12 +56,7 @@ LIMITS = (
 
 
 class MiningRecord(BaseModel):
-    """Mining results as stored in .faded/mine/AUDIT.json.
-
-    Args:
-        when: seconds since 1970.
-        proposed: lines of YAML that would add the findings to the audit; empty if nothing is proposed.
-    """
+    """.faded/mine/AUDIT.json: what was mined, when in seconds since 1970, and lines of YAML that add the findings."""
 
     audit: str
     when: float
@@ -72,23 +64,17 @@ class MiningRecord(BaseModel):
     mining: Mining
 
 
-def mine_audit(params: Params, name: str, probes: int | None, console: Console) -> MiningRecord:
-    """Mine the items of an audit, and print and record the results.
-
-    Raises a UsageError if a setting is wrong, or the audit has no texts or too few items; a FadedError if the model
-    under test cannot be prepared.
-    """
+def mine_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
+    """Mine the items of an audit, and print and record the results."""
     try:
         settings = MineSettings() if probes is None else MineSettings(probes=probes)
     except ValidationError as error:
         raise UsageError("; ".join(f"--{line}" for line in validation_lines(error, MineSettings))) from None
-    with exclusive():
-        audit = healed_audit(params, name, console)
-        with stopping_on_signals():
-            form = texts.texts_of(task_class(name, audit), name)  # before prepare, which may take long
-            run_prepare(name, console)
-            console.print(f"mining {name}: {settings.probes:,} unique probes at most")
-            mining = _mine(name, audit, settings, form)
+    with healed_audit(params, name, console) as audit:
+        form = texts.texts_of(task_class(name, audit), name)  # before prepare, which may take long
+        run_prepare(name, console)
+        console.print(f"mining {name}: {settings.probes:,} unique probes at most")
+        mining = _mine(name, audit, settings, form)
         path, page, items = (RECORDS / f"{name}.{kind}" for kind in ("json", "html", "jsonl"))
         proposed = proposed_lines(name, audit, mining, form, items)
         record = MiningRecord(audit=name, when=time.time(), proposed=proposed, mining=mining)
@@ -99,16 +85,13 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
             console.print("\nto audit the findings, add to params.yaml:")
             print_plain(console, record.proposed)
         print_plain(console, f"record: {path}\npage: {page}")
-    return record
 
 
 def _mine(name: str, audit: AuditConfig, settings: MineSettings, form: MinedTexts) -> Mining:
     prepared = stage_dir(name, "prepare")
     inputs = [*prepared_files(prepared), _CODE, *(Path(getfile(cls)) for cls in (MinedTexts, type(form)))]
     key = run_key(audit, inputs, code_of(audit, "discover"), settings.model_dump())
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch(name, "mine", key))
-        tell = stack.enter_context(progress(f"mine@{name}", settings.probes))
+    with scratch(name, "mine", key) as folder, progress(f"mine@{name}", settings.probes) as tell:
         task, context = task_class(name, audit), task_context(name, audit, prepared)
         prober = texts.TextProber(form, task, context, prepared, folder, tell)
         return mine(prober.texts(), prober.concepts, prober, settings, seed=audit.seed)
@@ -116,10 +99,9 @@ def _mine(name: str, audit: AuditConfig, settings: MineSettings, form: MinedText
 
 def show_mining(console: Console, audit: str, mining: Mining) -> None:
     """Print the findings of an audit as a table."""
-    m = mining
     columns = ("finding", "fails", "without", "p, adjusted", "items", "verdict")
     table = new_table(*columns, title=f"Mined of {audit}")
-    for one in m.findings:
+    for one in mining.findings:
         told = "\n".join([one.told, *([f"({', '.join(one.replaced[:3])})"] if one.replaced else [])])
         style = "green" if one.verdict == "confirmed" else "dim"
         table.add_row(
@@ -130,15 +112,15 @@ def show_mining(console: Console, audit: str, mining: Mining) -> None:
             str(one.items),
             f"[{style}]{one.verdict}[/]",
         )
-    if m.findings:
+    if mining.findings:
         console.print(table)
-    counted = f"{m.slices:,} sets of {m.facts:,} facts" + (" (more than may be counted)" if m.cut else "")
+    counted = f"{mining.slices:,} sets of {mining.facts:,} facts" + " (more than may be counted)" * mining.cut
     print_plain(
         console,
-        f"{len(m.confirmed)} of {len(m.findings)} candidates confirmed; {counted}; {m.probes:,} of"
-        f" {m.settings.probes:,} unique probes spent",
-        f"{m.items[0]:,} items proposed, {m.items[1]:,} others confirmed; of these {_rate(m.now)} of {m.now.n} fail"
-        " unchanged",
+        f"{len(mining.confirmed)} of {len(mining.findings)} candidates confirmed; {counted}; {mining.probes:,} of"
+        f" {mining.settings.probes:,} unique probes spent",
+        f"{mining.items[0]:,} items proposed, {mining.items[1]:,} others confirmed; of these {_rate(mining.now)} of"
+        f" {mining.now.n} fail unchanged",
     )
     print_plain(
         console,
@@ -177,7 +159,6 @@ def proposed_lines(name: str, audit: AuditConfig, mining: Mining, form: MinedTex
 
 
 def _marks(told: Mapping[str, str]) -> str:
-    """The line that marks fields or slots as proposed, for reports."""
     return f"    proposed: {json.dumps(told, ensure_ascii=False)}"
 
 
@@ -219,10 +200,10 @@ def _prompts(name: str, audit: AuditConfig, found: Sequence[Finding]) -> str:
 def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str:
     """Render the results, mined `when` seconds after 1970, as one self-contained page that needs no network."""
     settings = mining.settings
-    shown = {n: one.examples[:EXAMPLES] for n, one in enumerate(mining.findings, 1)}
-    shrinker = Shrinker(_exhibit(example) for examples in shown.values() for example in examples)
+    shrinker = Shrinker(_exhibit(example) for one in mining.findings for example in one.examples[:EXAMPLES])
     candidates = [
-        (f"C{n}", one, [_shown(example, shrinker) for example in shown[n]]) for n, one in enumerate(mining.findings, 1)
+        (f"C{n}", one, [_shown(example, shrinker) for example in one.examples[:EXAMPLES]])
+        for n, one in enumerate(mining.findings, 1)
     ]
     scripts = (page.TEMPLATES / "report.js", page.TEMPLATES / "explorer.js", TEMPLATES / "catalogue.js")
     script = "".join(path.read_text(encoding="utf-8") for path in scripts)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from inspect import getfile
 from pathlib import Path
@@ -14,17 +13,14 @@ from rich.markup import escape
 
 import stages.screening
 from flows.choosing import PARAMS, healed_audit, run_prepare, write_params
-from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain
-from flows.workspace import exclusive
 from flows.workspace.edit_params import as_level, dumped, in_one_line, in_quotes, with_proposed
 from stages.code import code_of
 from stages.concepts import Level
 from stages.core.environment import WORK
 from stages.core.errors import UsageError, escape_controls
 from stages.core.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
-from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.params import AuditConfig, Params, checked
 from stages.proposing import proposals
@@ -38,7 +34,7 @@ from stages.tasks.choosing import Draft
 from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "propose"
-_CODE = [Path(proposals.__file__).parent, Path(stages.screening.__file__).parent]
+_CODE = [Path(proposals.__file__).parent, Path(stages.screening.__file__).parent, Path(getfile(Draft))]
 _PROBES = 400  # default, raised if too few for the levels
 
 
@@ -65,26 +61,18 @@ class ProposingRecord(BaseModel):
     lines: str
 
 
-def propose_concepts(params: Params, name: str, probes: int | None, write: bool, console: Console) -> ProposingRecord:
-    """Ask the model of `proposer:` for concepts for an audit, screen them, and print and record the outcomes.
-
-    Raises a UsageError if a setting is wrong, the task has no concepts to propose, or no answer can be read; a
-    FadedError if the model under test cannot be prepared, or the model that proposes cannot be reached.
-    """
+def propose_concepts(params: Params, name: str, probes: int | None, write: bool, console: Console) -> None:
+    """Ask the model of `proposer:` for concepts for an audit, screen them, and print and record the outcomes."""
     where = proposals.WHERE
     if params.proposer is None:
         raise UsageError(
             f"{PARAMS}: found no {where}, expected a model that proposes: {where}: {{openai: URL, model: NAME}}"
         )
     config = checked(ProposerConfig, params.proposer, where)
-    with exclusive():
-        audit = healed_audit(params, name, console)
-        with stopping_on_signals():
-            # Before prepare, which may take long.
-            vocabulary_of(task_class(name, audit), task_context(name, audit), audit)
-            run_prepare(name, console)
-            found = _Proposing(name, audit, config, probes, console)
-            record, change = found.run()
+    with healed_audit(params, name, console) as audit:
+        vocabulary_of(task_class(name, audit), task_context(name, audit), audit)  # before prepare, which may take long
+        run_prepare(name, console)
+        record, change = _Proposing(name, audit, config, probes, console).run()
         path = RECORDS / f"{name}.json"
         replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
         show_proposals(console, record)
@@ -96,7 +84,6 @@ def propose_concepts(params: Params, name: str, probes: int | None, write: bool,
             print_plain(console, record.lines)
         else:
             write_params(name, audit, lambda text: with_proposed(text, name, **change), console)
-    return record
 
 
 class _Proposing:
@@ -115,11 +102,7 @@ class _Proposing:
         found, outcomes = None, list[Outcome]()
         draft, made, others = proposals.make(self.vocabulary, asked.proposals)
         if made:
-            files = [
-                *prepared_files(self.prepared),
-                *_CODE,
-                *(Path(getfile(of)) for of in (Draft, type(self.vocabulary))),
-            ]
+            files = [*prepared_files(self.prepared), *_CODE, Path(getfile(type(self.vocabulary)))]
             proposed = [one.model_dump() for one in asked.proposals]
             key = run_key(self.audit, files, code_of(self.audit, "discover"), proposed)
             with scratch(self.name, "propose", key) as folder:
@@ -188,20 +171,13 @@ class _Proposing:
         each = probe_seconds(self.name)
         took = f"about {duration(most * each)}" if each else "time unknown"
         self._say(f"screening {len(draft.new)} concept(s): {most:,} unique probes at most, {took}")
-        with ExitStack() as stack:
-            tell = stack.enter_context(progress(f"propose@{self.name}", most))
-
-            def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
-                opened = Ledger(folder / f"{content_hash([], levels, draft.config)}.jsonl")
-                stack.callback(opened.close)
-                return opened
-
+        with progress(f"propose@{self.name}", most) as tell:
             return sweep(
                 lambda levels: own if levels is draft.concepts else self.load(draft, folder, levels),
                 draft.concepts,
                 most,
                 seed=self.audit.seed,
-                ledger=ledger,
+                ledger=lambda levels: folder / f"{content_hash([], levels, draft.config)}.jsonl",
                 compute=self.vocabulary.context.compute,
                 tell=tell,
                 only=draft.new,
@@ -222,7 +198,6 @@ class _Proposing:
 
 
 def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], proposed: Mapping[str, str]) -> str:
-    """Return the changes as YAML."""
     block = {
         **({"prepare": prepare} if prepare else {}),
         "concepts": {

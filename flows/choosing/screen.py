@@ -3,7 +3,6 @@
 import io
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +12,13 @@ from rich.markup import escape
 
 import stages.screening
 from flows.choosing import healed_audit, run_prepare
-from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain
-from flows.workspace import exclusive
 from stages.code import code_of
 from stages.concepts import Level
 from stages.core.environment import WORK
 from stages.core.errors import UsageError, escape_controls
 from stages.core.files import content_hash, probe_seconds, record_probe_seconds, replace_file, scratch, stage_dir
-from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.params import AuditConfig, Params
 from stages.provenance import prepared_files, run_key
@@ -40,28 +36,19 @@ _VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "ye
 
 
 def screen_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
-    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page.
-
-    Raises a UsageError if there are too few probes for the concepts, and a FadedError if the model under test cannot be
-    prepared.
-    """
-    with exclusive():
-        found, _ = sweep_concepts(params, name, probes, console)
+    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page."""
+    found, _ = sweep_concepts(params, name, probes, console)
     show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
     console.print(f"{found.probes:,} unique probes spent")
 
 
 def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> tuple[Sweep, float]:
-    """Prepare the model and its items, and sweep the audit's concepts; the caller holds the workspace's lock.
-
-    Returns the sweep, and the seconds that a probe takes. Raises a UsageError if there are too few probes for the
-    concepts, and a FadedError if the model or the data cannot be prepared.
+    """Prepare the model and its items, and sweep the audit's concepts; also return the seconds that a probe takes.
 
     Args:
         probes: largest number of unique probes; None to derive it from the duration of a probe.
     """
-    audit = healed_audit(params, name, console)
-    with stopping_on_signals():
+    with healed_audit(params, name, console) as audit:
         run_prepare(name, console)
         seconds = _seconds_of_probe(name, audit)
         most = probes or int(np.clip(SECONDS / seconds, *PROBES))
@@ -84,16 +71,16 @@ def _sweep(name: str, audit: AuditConfig, most: int) -> Sweep:
         return rated(cls.load(other, prepared), name, audit)
 
     key = run_key(audit, [*prepared_files(prepared), _CODE], code_of(audit, "discover"), {})
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch(name, "sweep", key))
-        tell = stack.enter_context(progress(f"sweep@{name}", most))
-
-        def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
-            opened = Ledger(folder / f"{content_hash([], levels)}.jsonl")
-            stack.callback(opened.close)
-            return opened
-
-        return sweep(load, audit.concepts, most, seed=audit.seed, ledger=ledger, compute=context.compute, tell=tell)
+    with scratch(name, "sweep", key) as folder, progress(f"sweep@{name}", most) as tell:
+        return sweep(
+            load,
+            audit.concepts,
+            most,
+            seed=audit.seed,
+            ledger=lambda levels: folder / f"{content_hash([], levels)}.jsonl",
+            compute=context.compute,
+            tell=tell,
+        )
 
 
 def _seconds_of_probe(name: str, audit: AuditConfig) -> float:

@@ -19,9 +19,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from flows.choosing import healed_audit, run_prepare, write_params
-from flows.processes import stopping_on_signals
 from flows.terminal import new_table, print_plain
-from flows.workspace import exclusive
 from flows.workspace.edit_params import with_compute
 from stages.core.environment import torch_threads
 from stages.core.errors import UsageError
@@ -42,26 +40,19 @@ DTYPES = ("float32", "bfloat16")
 
 
 def tune_audit(params: Params, name: str, settings: Settings, write: bool, console: Console) -> None:
-    """Measure, show and on request write the fastest settings for the model of an audit.
-
-    Raises a UsageError if params.yaml is invalid or cannot be edited, or the model is behind HTTP; a FadedError if the
-    model under test cannot be prepared.
-    """
+    """Measure, show and on request write the fastest settings for the model of an audit."""
     audit = params.audit(name)
     if is_served(audit.prepare.get("model")):  # perhaps paid for, and nothing about this machine
         raise UsageError(
             f"audits.{name} has a model behind HTTP, to which tune would send thousands of requests: set"
             " prepare.model.batch_size, concurrency and rate instead"
         )
-    with exclusive():
-        healed_audit(params, name, console)
-        with stopping_on_signals():
-            run_prepare(name, console)
-            tuning = measure_choices(name, audit, settings, lambda line: print_plain(console, line))
+    with healed_audit(params, name, console):
+        run_prepare(name, console)
+        tuning = measure_choices(name, audit, settings, lambda line: print_plain(console, line))
         show_tuning(console, name, tuning, settings)
-        best = tuning.best(settings.allow_bfloat16)
         if write:
-            _write(name, audit, best.compute, console)
+            _write(name, audit, tuning.best(settings.allow_bfloat16).compute, console)
 
 
 def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> None:
@@ -104,10 +95,8 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
         said = f"{to} is {best.speed / now.speed:.1f} times as fast"
     print_plain(console, f"{name}: {said}")
     if best.compute.dtype != now.compute.dtype:
-        print_plain(
-            console,
-            f"its dtype changes answers: {best.changed} of {tuning.compared} probes change between pass and fail",
-        )
+        change = f"{best.changed} of {tuning.compared} probes change between pass and fail"
+        print_plain(console, f"its dtype changes answers: {change}")
     if best.compute.backend == "openvino" and now.compute.backend != "openvino":
         print_plain(console, "others who run the audit need it too: pip install 'faded[openvino]'")
     faster = tuning.best(True)
@@ -182,8 +171,7 @@ class Tuning:
     def best(self, allow_bfloat16: bool) -> ComputeChoice:
         """The fastest allowed choice if it is clearly faster than the current one, otherwise the current one.
 
-        Unless bfloat16 is allowed, this is one in float32, or with the current backend and dtype: backends differ in
-        their answers in bfloat16.
+        Unless bfloat16 is allowed, it is in float32, or as now: backends differ in their answers in bfloat16.
         """
         now = self.choices[0]
         may = [c for c in self.choices if allow_bfloat16 or c.compute.dtype == "float32" or c.name == now.name]
@@ -192,10 +180,7 @@ class Tuning:
 
 
 def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
-    """Measure an audit's prepared model with every available backend and dtype.
-
-    Raises a UsageError if there is nothing to probe.
-    """
+    """Measure an audit's prepared model with every available backend and dtype."""
     bench = Bench(name, audit, settings)
     now = bench.open(ComputeChoice(bench.context.compute))
     bench.close()
@@ -219,36 +204,31 @@ def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Cal
             impossible[f"{backend} {dtype}"] = str(error)
 
     choices = [now, *(choice for choice in found if choice.compute != now.compute)]
+    now.tried = next((choice.tried for choice in found if choice.compute == now.compute), {})
     for choice in choices:
         choice.passes.clear()
         bench.open(choice)
     tell(f"all of them in turns, {settings.rounds} rounds ...")
     bench.rounds(choices)
     bench.compare(choices, reference)
-    for choice in found:
-        if choice.compute == now.compute:
-            now.tried = choice.tried
     return Tuning(choices, impossible, bench.compared)
 
 
 def _double(bench: Bench, compute: Compute) -> ComputeChoice:
     """Double the batch size until the speed-up is below `GROWTH`, or it would take too much memory."""
-    best = bench.open(ComputeChoice(replace(compute, batch_size=FEWEST)))
-    tried: dict[int, float] = {}
-    while True:
-        size = 2 * best.compute.batch_size
-        more = None
-        if size <= MOST and best.memory + 2 * best.grown <= bench.limit:
-            more = bench.open(ComputeChoice(replace(compute, batch_size=size)))
-        bench.rounds([best, more] if more else [best])
-        tried[best.compute.batch_size] = best.speed
-        if more is None:
-            break
-        tried[size] = more.speed
+    size, tried = FEWEST, dict[int, float]()
+    best = bench.open(ComputeChoice(replace(compute, batch_size=size)))
+    while (size := 2 * size) <= MOST and best.memory + 2 * best.grown <= bench.limit:
+        more = bench.open(ComputeChoice(replace(compute, batch_size=size)))
+        bench.rounds([best, more])
+        tried |= {size // 2: best.speed, size: more.speed}
         if more.memory > bench.limit or more.speed < GROWTH * best.speed:
             break
         bench.close(best)
         best, more.passes = more, []
+    else:
+        bench.rounds([best])
+        tried[best.compute.batch_size] = best.speed
     best.tried = tried
     return best
 
@@ -261,7 +241,11 @@ class Bench:
         self.context: TaskContext = task_context(name, audit, stage_dir(name, "prepare"))
         self.cls = task_class(name, audit)
         self.backends: Sequence[str] = self.cls.backends
-        self.limit = settings.memory * _memory(self.context.compute.device)
+        self.limit: float = settings.memory * psutil.virtual_memory().total
+        if (device := self.context.compute.device) != "cpu":
+            import torch
+
+            self.limit = settings.memory * torch.cuda.get_device_properties(device).total_memory
         self._errors = set(self.cls.check(self.context))
         # By id of a choice: the task, and the same task with people's ratings applied.
         self._open: dict[int, tuple[LoadedTask, LoadedTask]] = {}
@@ -287,14 +271,11 @@ class Bench:
 
     def close(self, choice: ComputeChoice | None = None) -> None:
         """Release a choice's model, or all."""
-        if choice is None:
-            self._open.clear()
-        else:
-            del self._open[id(choice)]
+        for one in [*self._open] if choice is None else [id(choice)]:
+            del self._open[one]
         gc.collect()
 
     def rounds(self, choices: Sequence[ComputeChoice]) -> None:
-        """Time passes of all choices in turns."""
         batches = {}
         for choice in choices:
             start = time.perf_counter()
@@ -307,11 +288,7 @@ class Bench:
                 choice.passes.append((n, time.perf_counter() - start, time.process_time() - used))
 
     def compare(self, choices: Sequence[ComputeChoice], reference: Compute) -> None:
-        """Measure each choice's largest deviation from torch in float32, and how many verdicts change from the first's.
-
-        Args:
-            choices: the open choices; the first is the current one.
-        """
+        """Measure how far each choice deviates from torch in float32, and how many verdicts change from the first's."""
         base = next((c for c in choices if (c.compute.backend, c.compute.dtype) == ("eager", "float32")), None)
         if base is None:
             base = self.open(ComputeChoice(reference))
@@ -323,7 +300,6 @@ class Bench:
 
     @property
     def compared(self) -> int:
-        """Number of probes that are compared."""
         return min(COMPARED, len(self.probes[0]))
 
     @property
@@ -377,11 +353,12 @@ def _watched(device: str) -> Iterator[dict[str, int]]:
             held["most"] = torch.cuda.max_memory_allocated(device)
         return
     process, done = psutil.Process(), threading.Event()
-    held = {"before": process.memory_info().rss}
-    held["most"] = held["before"]
+    held = dict.fromkeys(("before", "most"), process.memory_info().rss)
 
     def watch() -> None:
-        while not done.wait(0.005):
+        ended = False
+        while not ended:
+            ended = done.wait(0.005)
             held["most"] = max(held["most"], process.memory_info().rss)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -391,12 +368,3 @@ def _watched(device: str) -> Iterator[dict[str, int]]:
     finally:
         done.set()
         watcher.join()
-        held["most"] = max(held["most"], process.memory_info().rss)
-
-
-def _memory(device: str) -> int:
-    if device == "cpu":
-        return int(psutil.virtual_memory().total)
-    import torch
-
-    return int(torch.cuda.get_device_properties(device).total_memory)

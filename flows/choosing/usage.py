@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from flows.choosing import healed_audit, run_prepare, write_params
-from flows.processes import stopping_on_signals
 from flows.views import show_measured_usage, show_usage
-from flows.workspace import exclusive
 from flows.workspace.edit_params import with_usage
 from stages.concepts import ConceptSpace, Level
 from stages.core.errors import UsageError
@@ -29,28 +27,22 @@ _FINEST = 1e-4  # shares are written with four decimals, and none as 0, which wo
 def show_or_measure(
     params: Params, name: str, source: Path | None, column: str | None, write: bool, console: Console
 ) -> None:
-    """Print the usage of an audit, or measure it on production inputs and on request write it to params.yaml.
-
-    Raises a UsageError if the inputs cannot be read, nothing can be measured, or the result cannot be written; a
-    FadedError if the model under test cannot be prepared.
-    """
+    """Print the usage of an audit, or measure it on production inputs and on request write it to params.yaml."""
     if source is None and (write or column is not None):
         raise UsageError(f"{'--write' if write else '--column'} needs --from PATH, the production inputs to measure")
     if source is not None and not source.exists():
         raise UsageError(f"--from {source}: there is no such file or folder")
-    with exclusive():
-        audit = healed_audit(params, name, console)
-        with stopping_on_signals():
-            reader = None if source is None else _reader_of(task_class(name, audit), name)  # before prepare
-            run_prepare(name, console)
-            task = load_alone(name, audit, stage_dir(name, "prepare"))
-            in_force = UsageInForce.of(name, task.concepts, audit.usage)
-            if source is None or reader is None:
-                show_usage(console, in_force)
-                return
-            with console.status(f"measuring {source.name} ..."):
-                looks = reader(task, column)
-                concepts, inputs = looks.estimate(source, audit.seed)
+    with healed_audit(params, name, console) as audit:
+        reader = None if source is None else _reader_of(task_class(name, audit), name)  # before prepare
+        run_prepare(name, console)
+        task = load_alone(name, audit, stage_dir(name, "prepare"))
+        in_force = UsageInForce.of(name, task.concepts, audit.usage)
+        if source is None or reader is None:
+            show_usage(console, in_force)
+            return
+        with console.status(f"measuring {source.name} ..."):
+            looks = reader(task, column)
+            concepts, inputs = looks.estimate(source, audit.seed)
         measured = MeasuredUsage(in_force, concepts, inputs, source.resolve().name, looks.left_out)
         show_measured_usage(console, measured, written=write)
         if write:

@@ -3,7 +3,6 @@
 They only connect other modules, and import them when they run, so that `--help` is fast.
 """
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,9 +43,14 @@ class _Group(TyperGroup):
             raise
         except Exception as error:  # the exit codes are those of flows/cli.py
             refused = getattr(error, "format_message", None)  # click's: of an option
-            said = refused() if refused else str(error) if isinstance(error, FadedError) else machine_failure(error)
-            _error_as_json(command, said or f"a bug in faded: {type(error).__name__}", getattr(error, "exit_code", 3))
+            told = refused() if refused else error_text(error) or f"a bug in faded: {type(error).__name__}"
+            _error_as_json(command, told, getattr(error, "exit_code", 3))
             raise
+
+
+def error_text(error: Exception) -> str | None:
+    """What to say of an error; None if it is a bug."""
+    return str(error) if isinstance(error, FadedError) else machine_failure(error)
 
 
 def _error_as_json(command: str, message: str, exit_code: int) -> None:
@@ -64,6 +68,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(*examples: str, **settings: Any) -> Callable[[Command], Command]:
+    """Add a command to `app`, with examples below its help."""
+    shown = "   ".join(f"[cyan]{one}[/]" for one in examples)
+    return app.command(epilog=f"{'Examples' if len(examples) > 1 else 'Example'}:  {shown}", **settings)
+
+
+def flag(name: str, told: str, **settings: Any) -> Any:
+    """An option without a value."""
+    return typer.Option(name, help=told, **settings)
+
+
+def value(metavar: str, told: str, **settings: Any) -> Any:
+    """An option with a value, named by its parameter."""
+    return typer.Option(metavar=metavar, help=told, **settings)
 
 
 class _Console(Console):
@@ -100,21 +123,16 @@ def tell(command: str, found: Found, show: Callable[[Console, Found], None]) -> 
         show(console, found)
 
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON, and everything else to standard error (docs/commands.md).")
-]
+Json = Annotated[bool, flag("--json", "Print JSON, and everything else to standard error (docs/commands.md).")]
 Audits = Annotated[
     list[str] | None,
     typer.Argument(metavar="[AUDIT]...", help="Names of audits in params.yaml; the first one by default."),
 ]
-All = Annotated[bool, typer.Option("--all", help="All audits in params.yaml.")]
+All = Annotated[bool, flag("--all", "All audits in params.yaml.")]
 Audit = Annotated[
     str | None, typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; the first one by default.")
 ]
-Preset = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="A variant of the audit: AUDIT-NAME in params.yaml, such as news-quick."),
-]
+Preset = Annotated[str | None, value("NAME", "A variant of the audit: AUDIT-NAME in params.yaml, such as news-quick.")]
 
 
 def open_workspace(
@@ -148,16 +166,8 @@ def open_workspace(
 
 
 def _preset(params: "Params", name: str, preset: str) -> str:
-    """Return the name of the audit that is this preset of another."""
     if (wanted := f"{name}-{preset}") not in params.audits:
         known = [other.removeprefix(f"{name}-") for other in params.audits if other.startswith(f"{name}-")]
         found = ", ".join(known) or "none"
         raise UsageError(f"audit {name!r} has no preset {preset!r} ({wanted} in params.yaml), found: {found}")
     return wanted
-
-
-@contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show a status line while the block runs."""
-    with console.status(f"{what} ..."):
-        yield

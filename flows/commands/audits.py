@@ -9,28 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import All, Audit, Audits, Json, Preset, app, console, open_workspace, say, tell, working
+from flows.commands import All, Audit, Audits, Json, Preset, command, console, flag, open_workspace, say, tell, value
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     from stages.params import Params
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]"
-    "   [cyan]faded audit news --preset quick[/]"
-)
+@command("faded audit", "faded audit imagenet", "faded audit --all", "faded audit news --preset quick")
 def audit(
     audits: Audits = None,
     all_: All = False,
     preset: Preset = None,
     runner: Annotated[
         str | None,
-        typer.Option(
-            "--runner",
+        value(
+            "NAME[=ADDRESS]",
+            "Where stages run: threads, dask or ray; the latter two optionally at an address.",
             envvar="FADED_RUNNER",
-            metavar="NAME[=ADDRESS]",
-            help="Where stages run: threads, dask or ray; the latter two optionally at an address.",
             show_default="runner: of params.yaml",
         ),
     ] = None,
@@ -51,7 +47,7 @@ def audit(
     raise typer.Exit(int(ended.exit_code))
 
 
-@app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
+@command("faded plan", "faded plan --all")
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: Json = False) -> None:
     """Show what an audit would run, why, and what it would cost. Runs nothing.
 
@@ -63,7 +59,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: 
     from flows.views import show_plan
 
     params, names = open_workspace(audits, all_, preset, to_run=True)
-    with working("checking params.yaml and the state of the stages"):
+    with console.status("checking params.yaml and the state of the stages ..."):
         runner = chosen_runner(params, None)
         graph = read_graph(looks=True)
         if graph.to_do(names):  # it imports what tasks need
@@ -72,18 +68,11 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: 
     tell("plan", found, show_plan)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]"
-    "   [cyan]faded status --html audits.html[/]"
-)
+@command("faded status", "faded status mnist --stages", "faded status --html audits.html")
 def status(
     audits: Audits = None,
-    stages: Annotated[
-        bool, typer.Option("--stages", help="Show every stage, whether it is stale, and why, instead.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write it as a page, with trends and links.")
-    ] = None,
+    stages: Annotated[bool, flag("--stages", "Show every stage, whether it is stale, and why, instead.")] = False,
+    html: Annotated[Path | None, value("FILE", "Also write it as a page, with trends and links.")] = None,
     json: Json = False,
 ) -> None:
     """Show the current verdict of every audit, its failure rate and date, and what to do next."""
@@ -99,7 +88,7 @@ def status(
     params, names = open_workspace(audits, not audits)
     for name in names:
         expire(params, name)
-    with working("checking the state of the stages"):
+    with console.status("checking the state of the stages ..."):
         graph = read_graph(looks=True)
         without = [name for name in unmeasured(Path()) if name in names]
         found = read_status(params, graph, names, without, running_audit())
@@ -110,11 +99,11 @@ def status(
     tell("status", found, show_status)
 
 
-@app.command(epilog="Examples:  [cyan]faded history[/]   [cyan]faded history mnist imagenet --last 10 --html[/]")
+@command("faded history", "faded history mnist imagenet --last 10 --html")
 def history(
     audits: Audits = None,
-    last: Annotated[int, typer.Option("--last", metavar="N", help="Number of results to show of each audit.")] = 5,
-    html: Annotated[bool, typer.Option("--html", help="Also write a page with a chart: .faded/history.html.")] = False,
+    last: Annotated[int, value("N", "Number of results to show of each audit.")] = 5,
+    html: Annotated[bool, flag("--html", "Also write a page with a chart: .faded/history.html.")] = False,
     json: Json = False,
 ) -> None:
     """Show the last results of audits, what changed between them, and whether failure rates drift.
@@ -133,23 +122,23 @@ def history(
     tell("history", Histories(histories, page), show_history)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
-    "   [cyan]faded report mnist --pdf mnist.pdf[/]   [cyan]faded report mnist --browse[/]"
+@command(
+    "faded report",
+    "faded report imagenet --no-open",
+    "faded report mnist --pdf mnist.pdf",
+    "faded report mnist --browse",
 )
 def report(
     audit: Audit = None,
     preset: Preset = None,
     open_: Annotated[
-        bool,
-        typer.Option("--open/--no-open", help="Open it in the browser, or only print the path; a PDF is not opened."),
+        bool, flag("--open/--no-open", "Open it in the browser, or only print the path; a PDF is not opened.")
     ] = True,
     pdf: Annotated[
-        Path | None,
-        typer.Option("--pdf", metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
+        Path | None, value("FILE", "Write its first page as a PDF instead (needs Chromium or Chrome).")
     ] = None,
     browse: Annotated[
-        bool, typer.Option("--browse", help="Page through every probe instead, on a local server, until Ctrl-C.")
+        bool, flag("--browse", "Page through every probe instead, on a local server, until Ctrl-C.")
     ] = False,
 ) -> None:
     """Open the report of an audit, and say when its result was made and what changed since the one before.
@@ -189,8 +178,7 @@ def report(
 
 
 def _browse(params: "Params", name: str, open_: bool) -> None:
-    """Serve the pages of probes until Ctrl-C."""
-    with working("reading the probes, and loading what changes their inputs"):
+    with console.status("reading the probes, and loading what changes their inputs ..."):
         from flows.people.browse import ShownProbes, serve_probes
         from flows.people.review.links import write_way_in
 
@@ -202,10 +190,7 @@ def _browse(params: "Params", name: str, open_: bool) -> None:
         threading.Event().wait()
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]"
-    "   [cyan]faded compare mnist news imagenet[/]"
-)
+@command("faded compare HEAD~1 HEAD", "faded compare v1 workspace imagenet", "faded compare mnist news imagenet")
 def compare(
     results: Annotated[
         list[str],
@@ -215,13 +200,7 @@ def compare(
         ),
     ],
     page: Annotated[
-        Path | None,
-        typer.Option(
-            "--page",
-            metavar="FILE.html",
-            help="Where to write the page with the curves.",
-            show_default=".faded/compare.html",
-        ),
+        Path | None, value("FILE.html", "Where to write the page with the curves.", show_default=".faded/compare.html")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -237,7 +216,7 @@ def compare(
 
     here = Path.cwd()
     params, [default] = open_workspace(None, False)
-    with working("reading the results"):
+    with console.status("reading the results ..."):
         together = put_side_by_side(chosen_results(results, params.audits, default))
         out = PAGE if page is None else here / page
         write_comparison_page(out, together)

@@ -6,17 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import All, Audit, Audits, Preset, app, console, errors, open_workspace, say
+from flows.commands import All, Audit, Audits, Preset, command, console, errors, flag, open_workspace, say, value
 from stages.core.errors import stop_code
 
 
 def _at_most(default: str, least: int | None = None) -> Any:
-    """The option for a maximum number of probes."""
     told = "Maximum number of unique probes."
     return typer.Option("--probes", min=least, metavar="N", help=told, show_default=default)
 
 
-@app.command(epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000[/]")
+@command("faded screen mnist", "faded screen mnist --probes 1000")
 def screen(
     audit: Audit = None,
     probes: Annotated[int | None, _at_most("as many as take a minute, 500 to 4000", 20)] = None,
@@ -32,9 +31,10 @@ def screen(
     screen_audit(params, name, probes, console)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded usage mnist[/]   [cyan]faded usage mnist --from ~/inbox/may[/]"
-    "   [cyan]faded usage questions --from asked.csv --column text --write[/]"
+@command(
+    "faded usage mnist",
+    "faded usage mnist --from ~/inbox/may",
+    "faded usage questions --from asked.csv --column text --write",
 )
 def usage(
     audit: Audit = None,
@@ -47,11 +47,8 @@ def usage(
             " .json, .jsonl or .parquet file; or a table of rows.",
         ),
     ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option("--column", metavar="NAME", help="Column or field with the texts, if the file has several."),
-    ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write the measured shares to params.yaml.")] = False,
+    column: Annotated[str | None, value("NAME", "Column or field with the texts, if the file has several.")] = None,
+    write: Annotated[bool, flag("--write", "Write the measured shares to params.yaml.")] = False,
     preset: Preset = None,
 ) -> None:
     """Show how often changes are assumed to occur in use, or measure it on your production inputs.
@@ -71,7 +68,7 @@ def usage(
     show_or_measure(params, name, None if from_ is None else here / from_.expanduser(), column, write, console)
 
 
-@app.command(epilog="Examples:  [cyan]faded mine questions[/]   [cyan]faded mine questions --probes 2000[/]")
+@command("faded mine questions", "faded mine questions --probes 2000")
 def mine(
     audit: Audit = None,
     probes: Annotated[int | None, _at_most("1000")] = None,
@@ -87,11 +84,11 @@ def mine(
     mine_audit(params, name, probes, console)
 
 
-@app.command(epilog="Examples:  [cyan]faded propose mnist[/]   [cyan]faded propose mnist --probes 800 --write[/]")
+@command("faded propose mnist", "faded propose mnist --probes 800 --write")
 def propose(
     audit: Audit = None,
     probes: Annotated[int | None, _at_most("400, or more for many levels", 20)] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write what enters to params.yaml.")] = False,
+    write: Annotated[bool, flag("--write", "Write what enters to params.yaml.")] = False,
 ) -> None:
     """Ask a language model, `proposer:` in params.yaml, for concepts that the audit lacks, and screen what it says.
 
@@ -104,23 +101,15 @@ def propose(
     propose_concepts(params, name, probes, write, console)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded tune imagenet[/]   [cyan]faded tune imagenet --write[/]"
-    "   [cyan]faded tune imagenet --allow-bfloat16[/]"
-)
+@command("faded tune imagenet", "faded tune imagenet --write", "faded tune imagenet --allow-bfloat16")
 def tune(
     audit: Audit = None,
     preset: Preset = None,
     memory: Annotated[
-        float,
-        typer.Option(
-            "--memory", metavar="NUMBER", min=0.01, max=1, help="Fraction of the machine's (or GPU's) memory to use."
-        ),
+        float, value("NUMBER", "Fraction of the machine's (or GPU's) memory to use.", min=0.01, max=1)
     ] = 0.5,
-    allow_bfloat16: Annotated[
-        bool, typer.Option("--allow-bfloat16", help="Also consider bfloat16, which changes answers.")
-    ] = False,
-    write: Annotated[bool, typer.Option("--write", help="Write the recommendation to params.yaml.")] = False,
+    allow_bfloat16: Annotated[bool, flag("--allow-bfloat16", "Also consider bfloat16, which changes answers.")] = False,
+    write: Annotated[bool, flag("--write", "Write the recommendation to params.yaml.")] = False,
 ) -> None:
     """Measure which backend, dtype and batch size run the audit's model fastest on this machine.
 
@@ -137,10 +126,7 @@ def tune(
         raise typer.Exit(stop_code(stop)) from None
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded shard mnist 4[/]   [cyan]faded shard mnist 8 --gpus 1[/]"
-    "   [cyan]faded shard mnist 1[/]"
-)
+@command("faded shard mnist 4", "faded shard mnist 8 --gpus 1", "faded shard mnist 1")
 def shard(
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")],
     shares: Annotated[
@@ -148,11 +134,10 @@ def shard(
     ],
     gpus: Annotated[
         int | None,
-        typer.Option(
-            "--gpus",
-            metavar="N",
+        value(
+            "N",
+            "GPUs that each share, and the audit's other stages, request: compute.gpus.",
             min=0,
-            help="GPUs that each share, and the audit's other stages, request: compute.gpus.",
             show_default="unchanged",
         ),
     ] = None,
@@ -168,7 +153,7 @@ def shard(
     shard_audit(params, name, shares, gpus, console)
 
 
-@app.command(epilog="Examples:  [cyan]faded prefetch news[/]   [cyan]HF_TOKEN=... faded prefetch --all[/]")
+@command("faded prefetch news", "HF_TOKEN=... faded prefetch --all")
 def prefetch(audits: Audits = None, all_: All = False) -> None:
     """Download the models and data sets that audits name on the Hugging Face hub into the local cache.
 

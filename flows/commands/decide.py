@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import Audit, Preset, app, console, errors, open_workspace, say
+from flows.commands import Audit, Preset, command, console, errors, flag, open_workspace, say, value
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,49 +21,34 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 _Audit = Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")]
-_Reviewer = Annotated[
-    str | None, typer.Option("--reviewer", metavar="NAME", help="Your name.", show_default="git's user.name")
-]
-_Landscape = Annotated[
-    str | None, typer.Option("--landscape", metavar="HASH", help="Refuse if the current landscape is a different one.")
-]
-_Revise = Annotated[bool, typer.Option("--revise", help="Replace an earlier decision, which is kept on record.")]
+_Reviewer = Annotated[str | None, value("NAME", "Your name.", show_default="git's user.name")]
+_Landscape = Annotated[str | None, value("HASH", "Refuse if the current landscape is a different one.")]
+_Revise = Annotated[bool, flag("--revise", "Replace an earlier decision, which is kept on record.")]
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded review mnist[/]   [cyan]faded review mnist --terminal[/]"
-    "   [cyan]faded review mnist --link --reviewer 'Ada L.'[/]"
-)
+@command("faded review mnist", "faded review mnist --terminal", "faded review mnist --link --reviewer 'Ada L.'")
 def review(
     audit: Audit = None,
     preset: Preset = None,
-    terminal: Annotated[bool, typer.Option("--terminal", help="Ask in the terminal instead of on a page.")] = False,
-    revise: Annotated[bool, typer.Option("--revise", help="Decide again; the earlier decision is kept.")] = False,
+    terminal: Annotated[bool, flag("--terminal", "Ask in the terminal instead of on a page.")] = False,
+    revise: Annotated[bool, flag("--revise", "Decide again; the earlier decision is kept.")] = False,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md).")
     ] = None,
-    reviewer: Annotated[
-        str | None, typer.Option("--reviewer", metavar="NAME", help="Who decides: the link is for this reviewer only.")
-    ] = None,
+    reviewer: Annotated[str | None, value("NAME", "Who decides: the link is for this reviewer only.")] = None,
     host: Annotated[
         str | None,
         typer.Option(
-            "--host",
-            help="Address to listen on; anything but 127.0.0.1 is reachable from the network.",
-            show_default="127.0.0.1",
+            help="Address to listen on; anything but 127.0.0.1 is reachable from the network.", show_default="127.0.0.1"
         ),
     ] = None,
     port: Annotated[
-        int | None,
-        typer.Option(
-            "--port", metavar="N", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"
-        ),
+        int | None, value("N", "Port to listen on.", min=0, max=65535, show_default="8711, or any free one")
     ] = None,
     open_: Annotated[
-        bool | None,
-        typer.Option("--open/--no-open", help="Open the browser, or only print the link.", show_default=False),
+        bool | None, flag("--open/--no-open", "Open the browser, or only print the link.", show_default=False)
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="Print a new link to the page being served now.")] = False,
+    link: Annotated[bool, flag("--link", "Print a new link to the page being served now.")] = False,
 ) -> None:
     """Review a landscape and decide which failure modes to repair, on a local page.
 
@@ -170,24 +155,18 @@ def _show_outcome(outcome: DecisionOutcome) -> None:
     say(f"{outcome.reviewer} {word} the repair of {outcome.audit}.", *outcome.next_steps)
 
 
-@app.command(
-    epilog="Example:  [cyan]faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4[/]"
-)
+@command("faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4")
 def approve(
     audit: _Audit,
     reviewer: _Reviewer = None,
-    reason: Annotated[str, typer.Option("--reason", help="Reason for the decision as a whole.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason for the decision as a whole.")] = "",
     repair: Annotated[
-        list[str] | None,
-        typer.Option("--repair", metavar="MODES=WHY", help="Modes to repair, such as M1,M3='seen in the field'."),
+        list[str] | None, value("MODES=WHY", "Modes to repair, such as M1,M3='seen in the field'.")
     ] = None,
     accept: Annotated[
-        list[str] | None,
-        typer.Option("--accept", metavar="MODES=WHY", help="Failures to accept, such as M2='too rare to matter'."),
+        list[str] | None, value("MODES=WHY", "Failures to accept, such as M2='too rare to matter'.")
     ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option("--ignore", metavar="MODES", help="Modes to ignore, such as M4,M5.")
-    ] = None,
+    ignore: Annotated[list[str] | None, value("MODES", "Modes to ignore, such as M4,M5.")] = None,
     landscape: _Landscape = None,
     revise: _Revise = False,
 ) -> None:
@@ -212,13 +191,13 @@ def approve(
     if not (undecided or silent):
         _decide(name, decision_of(fields, present, modes), revise)
         return
-    lacking = [f"{', '.join(undecided)}: a choice is needed"] if undecided else []
-    lacking += [f"{', '.join(silent)}: a reason is needed"] if silent else []
+    needed = ((undecided, "a choice"), (silent, "a reason"))
+    lacking = [f"{', '.join(lack)}: {what} is needed" for lack, what in needed if lack]
     words = [f"--{action} {mode}={shlex.quote(why)}" for mode, (action, why) in chosen.items() if action != "ignore"]
     words += [f"--repair {mode}=''" for mode in undecided]
     words += [f"--ignore {mode}" for mode, (action, _) in chosen.items() if action == "ignore"]
-    words += [f"--{key} {shlex.quote(text)}" for key, text in (("reviewer", reviewer), ("reason", reason)) if text]
-    words += [f"--landscape {landscape}"] if landscape else []
+    given = {"reviewer": reviewer, "reason": reason, "landscape": landscape}
+    words += [f"--{key} {shlex.quote(text)}" for key, text in given.items() if text]
     words += ["--revise"] if revise else []
     example = (
         f", with --accept {undecided[0]}='' or --ignore {undecided[0]} for a mode not to repair" if undecided else ""
@@ -229,10 +208,10 @@ def approve(
     )
 
 
-@app.command(epilog="Example:  [cyan]faded reject mnist --reviewer 'Ada L.' --reason 'the labels are wrong'[/]")
+@command("faded reject mnist --reviewer 'Ada L.' --reason 'the labels are wrong'")
 def reject(
     audit: _Audit,
-    reason: Annotated[str, typer.Option("--reason", help="Reason for the rejection.")],
+    reason: Annotated[str, typer.Option(help="Reason for the rejection.")],
     reviewer: _Reviewer = None,
     landscape: _Landscape = None,
     revise: _Revise = False,

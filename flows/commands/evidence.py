@@ -7,21 +7,19 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import Audit, Json, Preset, app, console, errors, open_workspace, say, tell, working
+from flows.commands import Audit, Json, Preset, command, console, errors, flag, open_workspace, say, tell, value
 from flows.terminal import print_plain
 from stages.core.errors import FadedError, UsageError
 
-SigningKey = Annotated[
-    Path | None, typer.Option("--sign", metavar="KEY.pem", help="Sign with this private key (Ed25519, ECDSA or RSA).")
-]
+SigningKey = Annotated[Path | None, value("KEY.pem", "Sign with this private key (Ed25519, ECDSA or RSA).")]
 
 
-@app.command(epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]")
+@command("faded evidence mnist", "faded evidence mnist --sign key.pem")
 def evidence(
     audit: Audit = None,
     preset: Preset = None,
     sign: SigningKey = None,
-    no_sign: Annotated[bool, typer.Option("--no-sign", help="Do not sign it with your own key.")] = False,
+    no_sign: Annotated[bool, flag("--no-sign", "Do not sign it with your own key.")] = False,
 ) -> None:
     """Show the evidence bundle of a finished audit, and write what others' tools and people read of it beside it.
 
@@ -42,7 +40,7 @@ def evidence(
 
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
     with exclusive():
-        with working("checking the state of the stages, and hashing new files"):
+        with console.status("checking the state of the stages, and hashing new files ..."):
             path = evidence_of(params, name)
             unsigned = None if no_sign else sign_by_default(path)
         if key is not None:
@@ -60,34 +58,24 @@ def _passphrase() -> str:
     return known if known is not None else str(typer.prompt("passphrase of the key", hide_input=True, err=True))
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded verify EVIDENCE.zip[/]"
-    "   [cyan]faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .[/]"
+@command(
+    "faded verify EVIDENCE.zip",
+    "faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .",
 )
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
-    key: Annotated[
-        list[Path] | None,
-        typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature by one of these public keys."),
-    ] = None,
+    key: Annotated[list[Path] | None, value("PUBLIC.pem", "Require a signature by one of these public keys.")] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model", metavar="FOLDER", help="Require that this folder contains the model the verdict is about."
-        ),
+        Path | None, value("FOLDER", "Require that this folder contains the model the verdict is about.")
     ] = None,
     require_signed: Annotated[
-        bool, typer.Option("--require-signed", help="Require a signature by a key known on this machine.")
+        bool, flag("--require-signed", "Require a signature by a key known on this machine.")
     ] = False,
     require_repaired: Annotated[
-        bool, typer.Option("--require-repaired", help="Require that the verdict is about a repaired model.")
+        bool, flag("--require-repaired", "Require that the verdict is about a repaired model.")
     ] = False,
-    require_passed: Annotated[
-        bool, typer.Option("--require-passed", help="Require that the verdict is a pass.")
-    ] = False,
-    max_age: Annotated[
-        float | None, typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than this.")
-    ] = None,
+    require_passed: Annotated[bool, flag("--require-passed", "Require that the verdict is a pass.")] = False,
+    max_age: Annotated[float | None, value("DAYS", "Require a signature no older than this.", min=0.0)] = None,
     json: Json = False,
 ) -> None:
     """Check that an evidence bundle is consistent and complete, on any machine; no workspace is needed.
@@ -109,10 +97,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded reproduce mnist-cc2be29635524f7a.zip[/]"
-    "   [cyan]faded reproduce mnist-cc2be29635524f7a.zip --sign lab.pem[/]"
-)
+@command("faded reproduce mnist-cc2be29635524f7a.zip", "faded reproduce mnist-cc2be29635524f7a.zip --sign lab.pem")
 def reproduce(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
     sign: SigningKey = None,
@@ -149,20 +134,16 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Examples:  [cyan]faded export mnist deploy/mnist[/]   [cyan]faded export deploy/first-audit[/]")
+@command("faded export mnist deploy/mnist", "faded export deploy/first-audit")
 def export(
     where: Annotated[
         list[str], typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; the first audit by default.")
     ],
     preset: Preset = None,
-    force: Annotated[bool, typer.Option("--force", help="Export even if the audit did not pass.")] = False,
+    force: Annotated[bool, flag("--force", "Export even if the audit did not pass.")] = False,
     sign: Annotated[
         Path | None,
-        typer.Option(
-            "--sign",
-            metavar="KEY.pem",
-            help="Also write model.sig for tools of OpenSSF Model Signing; an EC key. Needs faded\\[signing].",
-        ),
+        value("KEY.pem", "Also write model.sig for tools of OpenSSF Model Signing; an EC key. Needs faded\\[signing]."),
     ] = None,
 ) -> None:
     """Write a folder for deployment: the repaired model, its card with the evaluation, and the evidence.
@@ -178,39 +159,27 @@ def export(
         raise UsageError(f"expected at most an audit and a folder, found {len(where)} names: {', '.join(where)}")
     target, key = Path.cwd() / folder, sign.absolute() if sign is not None else None
     params, [name] = open_workspace(audits, False, preset)
-    with exclusive(), working("checking the state of the stages, and copying the model"):
+    with exclusive(), console.status("checking the state of the stages, and copying the model ..."):
         bundle = export_model(params, name, target, force=force, key=key)
     say(f"{name}: the repaired model is in {target}", f"evidence: {bundle}")
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]"
-    "   [cyan]faded gate mnist --first --junit gate.xml[/]"
+@command(
+    "faded gate", "faded gate mnist --against origin/main --tolerance 0.01", "faded gate mnist --first --junit gate.xml"
 )
 def gate(
     audit: Audit = None,
     preset: Preset = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="REV", help="A git revision; by default the newest one whose audit passed."),
+        str | None, value("REV", "A git revision; by default the newest one whose audit passed.")
     ] = None,
     tolerance: Annotated[
-        float,
-        typer.Option(
-            "--tolerance",
-            metavar="NUMBER",
-            min=0.0,
-            max=1.0,
-            help="Largest increase still accepted (0.02 = 2 points).",
-        ),
+        float, value("NUMBER", "Largest increase still accepted (0.02 = 2 points).", min=0.0, max=1.0)
     ] = 0.02,
     first: Annotated[
-        bool, typer.Option("--first", help="If there is nothing to compare with, judge by the audit's own gates alone.")
+        bool, flag("--first", "If there is nothing to compare with, judge by the audit's own gates alone.")
     ] = False,
-    junit: Annotated[
-        Path | None,
-        typer.Option("--junit", metavar="FILE", help="Also write JUnit XML, with a test case for each gate."),
-    ] = None,
+    junit: Annotated[Path | None, value("FILE", "Also write JUnit XML, with a test case for each gate.")] = None,
     json: Json = False,
 ) -> None:
     """For CI: fail unless the audit passed and is confirmed to be at least as good as an earlier one that passed.
@@ -226,7 +195,7 @@ def gate(
     from flows.workspace import exclusive
 
     try:
-        with exclusive(), working("checking every byte and comparing"):
+        with exclusive(), console.status("checking every byte and comparing ..."):
             result = run_gate(params, name, against, tolerance, first=first)
     except FadedError as error:
         if out is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands import Audit, Preset, app, console, open_workspace, say
+from flows.commands import Audit, Preset, command, console, flag, open_workspace, say, value
 from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,27 +16,20 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded reviewers add 'Ada L.'[/]   [cyan]faded reviewers add Bob --public-key bob.pub[/]"
-    "   [cyan]faded reviewers list[/]"
-)
+@command("faded reviewers add 'Ada L.'", "faded reviewers add Bob --public-key bob.pub", "faded reviewers list")
 def reviewers(
     what: Annotated[Literal["list", "add", "remove"], typer.Argument(metavar="WHAT", help="list, add or remove.")],
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The reviewer to add or remove.")] = None,
     public_key: Annotated[
         str | None,
-        typer.Option(
-            "--public-key",
-            metavar="FILE|KEY",
-            help="Public key of a reviewer whose private key is elsewhere.",
+        value(
+            "FILE|KEY",
+            "Public key of a reviewer whose private key is elsewhere.",
             show_default="that of a key made here",
         ),
     ] = None,
     audit: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--audit", metavar="AUDIT", help="Only for this audit; repeatable.", show_default="all with human review"
-        ),
+        list[str] | None, value("AUDIT", "Only for this audit; repeatable.", show_default="all with human review")
     ] = None,
 ) -> None:
     """List, add or remove reviewers: once there are keys, only decisions signed with one of them count.
@@ -116,8 +109,7 @@ def _add(params: Params, audits: list[str], name: str, public_key: str | None) -
 
 def _remove(params: Params, audits: list[str], name: str) -> None:
     before = {audit: params.repairs[audit].feedback.keys for audit in audits}
-    after = {audit: {n: line for n, line in keys.items() if n != name} for audit, keys in before.items()}
-    changed = {audit: keys for audit, keys in after.items() if keys != before[audit]}
+    changed = {a: {n: line for n, line in keys.items() if n != name} for a, keys in before.items() if name in keys}
     if not changed:
         known = ", ".join(dict.fromkeys(n for keys in before.values() for n in keys)) or "none"
         raise UsageError(f"no key of {name!r} is listed for {', '.join(audits)}, found: {known}")
@@ -128,7 +120,6 @@ def _remove(params: Params, audits: list[str], name: str) -> None:
 
 
 def _text(public_key: str) -> str:
-    """Return the given key, or the content of the file of that name."""
     if public_key.startswith(("ssh-", "-----")):
         return public_key
     try:
@@ -145,30 +136,22 @@ def _write(keys: Mapping[str, Mapping[str, str]]) -> None:
     edit_file(Path("params.yaml"), lambda text: with_keys(text, keys))
 
 
-@app.command(epilog="Examples:  [cyan]faded ratings news[/]   [cyan]faded ratings news --write[/]")
+@command("faded ratings news", "faded ratings news --write")
 def ratings(
     audit: Audit = None,
     preset: Preset = None,
     target: Annotated[
-        Literal["quality", "bias"],
-        typer.Option("--target", metavar="quality|bias", help="Which of the two ratings to use."),
+        Literal["quality", "bias"], value("quality|bias", "Which of the two ratings to use.")
     ] = "quality",
-    write: Annotated[bool, typer.Option("--write", help="Write ratings.json and enable it in params.yaml.")] = False,
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="Write the ratings as labels that a judge is calibrated on."),
-    ] = None,
+    write: Annotated[bool, flag("--write", "Write ratings.json and enable it in params.yaml.")] = False,
+    labels: Annotated[Path | None, value("FILE", "Write the ratings as labels that a judge is calibrated on.")] = None,
     spot_check: Annotated[
         Path | None,
-        typer.Option(
-            "--spot-check",
-            metavar="FILE",
-            help="Draw probes at random for people to judge (CSV); once they have, correct the failure rate by it.",
+        value(
+            "FILE", "Draw probes at random for people to judge (CSV); once they have, correct the failure rate by it."
         ),
     ] = None,
-    draws: Annotated[
-        int, typer.Option("--draws", metavar="N", min=20, help="With --spot-check: the number of draws.")
-    ] = 100,
+    draws: Annotated[int, value("N", "With --spot-check: the number of draws.", min=20)] = 100,
 ) -> None:
     """Compare human ratings with the automatic score, and show which probes people would call failures.
 
@@ -178,20 +161,16 @@ def ratings(
     With --spot-check FILE nothing else is done: it writes FILE if there is none. Otherwise it reads the verdicts in it,
     shows the corrected rate and, with --write, names FILE in params.yaml, so that reports show it, too.
     """
-    from flows.people.ratings import show_ratings, write_labels, write_ratings
+    from flows.people.ratings import draw_spot_check, show_ratings, show_spot_check, write_labels, write_ratings
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    if spot_check is not None:
-        from flows.people.ratings import draw_spot_check, show_spot_check
-
-        if spot_check.exists():
-            show_spot_check(params, name, spot_check, console, write=write)
-        else:
-            draw_spot_check(name, spot_check, draws, params.audit(name).seed, console)
-        return
-    if labels is not None:
+    if spot_check is not None and spot_check.exists():
+        show_spot_check(params, name, spot_check, console, write=write)
+    elif spot_check is not None:
+        draw_spot_check(name, spot_check, draws, params.audit(name).seed, console)
+    elif labels is not None:
         write_labels(params, name, target, labels, console)
-        return
-    learnt = show_ratings(params, name, target, console)
-    if write:
-        write_ratings(name, learnt, console)
+    else:
+        learnt = show_ratings(params, name, target, console)
+        if write:
+            write_ratings(name, learnt, console)

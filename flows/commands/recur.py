@@ -5,28 +5,24 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import app, console, open_workspace, say, working
+from flows.commands import command, console, flag, open_workspace, say, value
 from stages.core.errors import UsageError
 
 _URL = "Use - to read the address from standard input and keep it out of the shell history."
 
 
-@app.command(
-    epilog='Examples:  [cyan]faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin[/]'
-    "   [cyan]faded schedule mnist --off[/]   [cyan]faded schedule[/]"
+@command(
+    'faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin', "faded schedule mnist --off", "faded schedule"
 )
 def schedule(
     audit: Annotated[
         str | None, typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; without, all are listed.")
     ] = None,
-    cron: Annotated[
-        str | None, typer.Option("--cron", metavar="CRON", help="Minute, hour, day of month, month, day of week.")
-    ] = None,
+    cron: Annotated[str | None, value("CRON", "Minute, hour, day of month, month, day of week.")] = None,
     timezone: Annotated[
-        str | None,
-        typer.Option("--timezone", metavar="ZONE", help="Time zone of the schedule.", show_default="unchanged, or UTC"),
+        str | None, value("ZONE", "Time zone of the schedule.", show_default="unchanged, or UTC")
     ] = None,
-    off: Annotated[bool, typer.Option("--off", help="Turn the schedule off; it is kept for later.")] = False,
+    off: Annotated[bool, flag("--off", "Turn the schedule off; it is kept for later.")] = False,
 ) -> None:
     """Schedule an audit, or list what is scheduled: next start, last result, and what each audit waits for.
 
@@ -50,21 +46,14 @@ def schedule(
     _apply()
 
 
-@app.command(epilog="Example:  [cyan]faded serve[/]")
+@command("faded serve")
 def serve(
     port: Annotated[
         int | None,
-        typer.Option(
-            "--port",
-            metavar="N",
-            min=1,
-            max=65535,
-            help="Port of the built-in Prefect server.",
-            show_default="the last one, else 4200",
-        ),
+        value("N", "Port of the built-in Prefect server.", min=1, max=65535, show_default="the last one, else 4200"),
     ] = None,
-    review: Annotated[bool, typer.Option("--review/--no-review", help="Also serve the review pages.")] = True,
-    link: Annotated[bool, typer.Option("--link", help="Print one-time links to the pages of the running one.")] = False,
+    review: Annotated[bool, flag("--review/--no-review", "Also serve the review pages.")] = True,
+    link: Annotated[bool, flag("--link", "Print one-time links to the pages of the running one.")] = False,
 ) -> None:
     """Run scheduled audits until Ctrl-C: scheduler, worker, and the pages of runs and reviews.
 
@@ -86,25 +75,14 @@ def serve(
     run(params, console, port=port, review=review)
 
 
-@app.command(
-    epilog="Examples:  [cyan]faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test[/]"
-    "   [cyan]faded notify --email - --test[/]"
-)
+@command("faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test", "faded notify --email - --test")
 def notify(
-    slack: Annotated[str | None, typer.Option("--slack", metavar="URL", help=f"A Slack webhook. {_URL}")] = None,
-    webhook: Annotated[
-        str | None,
-        typer.Option("--webhook", metavar="URL", help=f"A webhook that accepts JSON (text, subject, body). {_URL}"),
-    ] = None,
-    email: Annotated[
-        str | None,
-        typer.Option("--email", metavar="URL", help=f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}"),
-    ] = None,
-    block: Annotated[
-        str | None, typer.Option("--block", metavar="TYPE/NAME", help="A notification block that you made in Prefect.")
-    ] = None,
-    off: Annotated[bool, typer.Option("--off", help="Turn notifications off.")] = False,
-    test: Annotated[bool, typer.Option("--test", help="Send a test message now, and show whether it arrived.")] = False,
+    slack: Annotated[str | None, value("URL", f"A Slack webhook. {_URL}")] = None,
+    webhook: Annotated[str | None, value("URL", f"A webhook that accepts JSON (text, subject, body). {_URL}")] = None,
+    email: Annotated[str | None, value("URL", f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}")] = None,
+    block: Annotated[str | None, value("TYPE/NAME", "A notification block that you made in Prefect.")] = None,
+    off: Annotated[bool, flag("--off", "Turn notifications off.")] = False,
+    test: Annotated[bool, flag("--test", "Send a test message now, and show whether it arrived.")] = False,
 ) -> None:
     """Configure notifications: when an audit needs a decision, fails a gate, breaks, or does not start.
 
@@ -118,22 +96,20 @@ def notify(
     from flows.server import start_prefect_api
 
     given = {"slack": slack, "webhook": webhook, "email": email}
-    chosen = [kind for kind, url in given.items() if url is not None]
+    chosen = {kind: url for kind, url in given.items() if url is not None}
     if len(chosen) + (block is not None) + off > 1:
         raise UsageError("give one at a time: --slack, --webhook, --email, --block or --off")
-    urls = {kind: sys.stdin.readline().strip() if given[kind] == "-" else given[kind] or "" for kind in chosen}
-    with working("waiting for the Prefect server"):
-        prefect_api = start_prefect_api(RECORDS)
-        with prefect_api():
-            for kind, url in urls.items():
-                set_url(kind, url)  # type: ignore[arg-type]
-            if block is not None or off:
-                set_block(block)
-            used = current()
-            if chosen or block is not None or off:
-                refresh_automations()
-            if test:
-                send_test()
+    urls = {kind: sys.stdin.readline().strip() if url == "-" else url for kind, url in chosen.items()}
+    with console.status("waiting for the Prefect server ..."), start_prefect_api(RECORDS)():
+        for kind, url in urls.items():
+            set_url(kind, url)  # type: ignore[arg-type]
+        if block is not None or off:
+            set_block(block)
+        used = current()
+        if chosen or block is not None or off:
+            refresh_automations()
+        if test:
+            send_test()
     console.print(f"notifications go to {used or 'nobody'}" + ("; the test message was accepted" if test else ""))
 
 
@@ -143,14 +119,14 @@ def _list_schedules() -> None:
     from flows.recur.schedule import FILE, read_entries
     from flows.server import configured_api, responds
 
-    with working("asking for the last runs"):
+    with console.status("asking for the last runs ..."):
         entries = read_entries()
         api = configured_api()
         rows = overview(params, entries, api if api is not None and responds(api) else None)
-    if not rows:
+    if rows:
+        show_schedules(console, rows)
+    else:
         say(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`")
-        return
-    show_schedules(console, rows)
 
 
 def _apply() -> None:
@@ -164,6 +140,6 @@ def _apply() -> None:
         where = "no Prefect server is running for this workspace" if api is None else f"{api} does not answer"
         say(f"{where}: `faded serve` applies it when it starts")
         return
-    with working("applying it to the Prefect server"), talking_to(api):
+    with console.status("applying it to the Prefect server ..."), talking_to(api):
         lines = apply(read_entries())
     say(*lines, f"applied to {api}")

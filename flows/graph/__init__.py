@@ -11,23 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from flows.graph.known_graph import (
-    Known,
-    all_local,
-    is_at_work,
-    mark_of,
-    name_code,
-    note_linked_folders,
-    paths_of,
-    recall,
-    remember,
-    stage_kind,
-)
+from flows.graph import known_graph
 from flows.graph.lock import Hashes
 from flows.workspace.pipeline import PARAMS, is_own
 from stages.code import CODE, STAGE
 from stages.core.errors import InfrastructureError, UsageError
-from stages.params import Params, load_params
+from stages.params import load_params
 from stages.params.network import ASK_NO_MODEL
 
 if TYPE_CHECKING:
@@ -62,7 +51,7 @@ class Stage:
 
     @property
     def stale(self) -> bool:
-        """Whether DVC would run it (or restore its outputs) now."""
+        """Whether DVC would run it, or restore its outputs."""
         return bool(self.reasons)
 
 
@@ -76,75 +65,65 @@ class Graph:
         return iter(self.stages.values())
 
     def of(self, audits: Collection[str]) -> list[Stage]:
-        """Stages of these audits, and all others that they depend on.
-
-        Raises a UsageError if dvc.yaml makes no stages for an audit.
-        """
+        """Stages of these audits, and all others that they depend on; refuses an audit without stages in dvc.yaml."""
         for audit in audits:
             missing = [kind for kind in FIRST_STAGES if f"{kind}@{audit}" not in self.stages]
             if missing:
                 raise UsageError(f"dvc.yaml has no stage {', '.join(missing)} for audit {audit!r}")
-        return list(self.upstream(stage.name for stage in self if stage.audit in audits))
+        return self.upstream(stage.name for stage in self if stage.audit in audits)
 
     def to_do(self, audits: Collection[str]) -> list[Stage]:
         """Stale stages of these audits, and those that depend on them, which DVC may still find unchanged."""
         selected = self.of(audits)
-        return self.downstream(stage.name for stage in selected if stage.stale).among(selected)
+        return self.downstream([stage.name for stage in selected if stage.stale], selected)
 
-    def upstream(self, names: Iterable[str]) -> "Graph":
-        """These stages and all that they depend on."""
+    def upstream(self, names: Iterable[str]) -> list[Stage]:
         reached = set(names)
         for stage in reversed(list(self)):
             if stage.name in reached:
                 reached.update(stage.upstream)
-        return Graph({stage.name: stage for stage in self if stage.name in reached})
+        return [stage for stage in self if stage.name in reached]
 
-    def downstream(self, names: Iterable[str]) -> "Graph":
-        """These stages and all that depend on them."""
+    def downstream(self, names: Iterable[str], among: Iterable[Stage]) -> list[Stage]:
+        """Those among some stages that have these names, or depend on one that has."""
         reached = set(names)
         for stage in self:
             if reached.intersection(stage.upstream):
                 reached.add(stage.name)
-        return Graph({stage.name: stage for stage in self if stage.name in reached})
-
-    def among(self, stages: Iterable[Stage]) -> list[Stage]:
-        """The stages among `stages` that are in this graph, in the order of the graph."""
-        names = {stage.name for stage in stages}
-        return [stage for stage in self if stage.name in names]
+        return [stage for stage in among if stage.name in reached]
 
 
 def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     """Query DVC once for all stages and their state, under its lock, so that no stage is read while it is written.
 
-    If nothing changed since the last query, its stored answer is used (flows/graph/known_graph.py). Raises a UsageError
-    if dvc.yaml or .dvc is missing or invalid, and an InfrastructureError if another process holds outputs of a stage,
-    unless `looks`.
+    If nothing changed since the last query, its stored answer is used (flows/graph/known_graph.py). Raises an
+    InfrastructureError if another process holds outputs of a stage, unless `looks`.
 
     Args:
         looks: whether nothing will be run, so that a stage that a process is running is reported as `RUNS_NOW`.
     """
     asked = time.time_ns()
-    if (known := recall(root, looks=looks)) is not None:
+    if (known := known_graph.recall(root, looks=looks)) is not None:
         return Graph({stage.name: stage for stage in TypeAdapter(list[Stage]).validate_python(known)})
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
 
     # A stage that ends without a result changes no file, so the mark could not show that it is no longer running.
-    lasting = not is_at_work(root)
+    lasting = not known_graph.is_at_work(root)
     logging.getLogger("dvc").setLevel(logging.ERROR)
     hashes = Hashes(root)
     _parse_params_once()
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
             believe_only_bytes(repo, hashes)
-            note_linked_folders(repo, root)
+            known_graph.note_linked_folders(repo, root)
             ours = (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
-            modules = name_code(repo, root, ours, looks=looks)
+            modules = known_graph.name_code(repo, root, ours, looks=looks)
             wanted = _wanted(repo, root, ours)
-            lasting = lasting and all_local(wanted)
-            paths = [*paths_of(wanted), *modules] if lasting else []
-            mark, _ = mark_of(root, paths)
+            lasting = lasting and known_graph.all_local(wanted)
+            paths = [*known_graph.paths_of(wanted), *modules] if lasting else []
+            mark, _ = known_graph.mark_of(root, paths)
             graph = _snapshot(repo, root, ours, wanted, looks)
             found = [asdict(stage) for stage in graph]
     except LockError as error:
@@ -154,12 +133,12 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     finally:
         hashes.save()
     if lasting and not any(stage.reasons == (RUNS_NOW,) for stage in graph):
-        remember(root, Known(looks, paths, mark, found), asked)
+        known_graph.remember(root, known_graph.Known(looks, paths, mark, found), asked)
     return graph
 
 
 def believe_only_bytes(repo: "Repo", hashes: Hashes) -> None:
-    """Make DVC hash local files from their bytes, and correct the hashes it knows and these, which a caller saves."""
+    """Make DVC hash local files from their bytes, and correct the hashes it knows; the caller saves `hashes`."""
     repo.state = _Bytes(repo.state, hashes)
     for cache in (repo.cache.local, repo.cache.legacy):
         cache.state = repo.state
@@ -238,7 +217,9 @@ def _snapshot(repo: Any, root: Path, ours: str, graph: Any, looks: bool) -> Grap
     import networkx
 
     params = load_params(root / PARAMS)
-    graph = graph.subgraph(stage for stage in graph if stage_kind(stage) != STAGE)  # these are always up to date
+    graph = graph.subgraph(
+        stage for stage in graph if known_graph.stage_kind(stage) != STAGE
+    )  # these are always up to date
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}
@@ -249,24 +230,21 @@ def _snapshot(repo: Any, root: Path, ours: str, graph: Any, looks: bool) -> Grap
         reasons = _reasons(stage, looks)
         if reasons == (RUNS_NOW,) and any(stages[needed].reasons == reasons for needed in upstream):
             reasons = ()  # not running itself: its inputs are being written
+        gpus = 0  # stages that probe no model need none
+        if audit and kind not in ASK_NO_MODEL:
+            of_repair = kind in ("restructure", "re_evaluate")
+            gpus = params.repair(audit).gpus if of_repair else params.audit(audit).compute.gpus
         sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
         stages[name] = Stage(
             name=name,
             kind=kind,
             audit=audit,
-            gpus=_gpus(params, kind, audit),
+            gpus=gpus,
             upstream=upstream,
             size=sum(sizes) if sizes else None,
             reasons=reasons,
         )
     return Graph(stages)
-
-
-def _gpus(params: Params, kind: str, audit: str) -> int:
-    """The number of GPUs that params.yaml requests for a stage; stages that probe no model need none."""
-    if not audit or kind in ASK_NO_MODEL:
-        return 0
-    return params.repair(audit).gpus if kind in ("restructure", "re_evaluate") else params.audit(audit).compute.gpus
 
 
 def _audit(stage: Any, ours: str) -> str:
@@ -296,10 +274,8 @@ def _reasons(stage: Any, looks: bool) -> tuple[str, ...]:
         if looks:
             return (RUNS_NOW,)
         raise
-    dependencies = {
-        k: v for entry in status if isinstance(entry, dict) for k, v in entry.get("changed deps", {}).items()
-    }
-    if dependencies and not any(dep.hash_info for dep in stage.deps):
+    changed = any(entry.get("changed deps") for entry in status if isinstance(entry, dict))
+    if changed and not any(dep.hash_info for dep in stage.deps):
         return ("never ran",)
     reasons = []
     for entry in status:
@@ -319,9 +295,5 @@ def _reasons(stage: Any, looks: bool) -> tuple[str, ...]:
 
 
 def _causes(error: BaseException) -> str:
-    texts = []
-    cause: BaseException | None = error
-    while cause is not None:
-        texts.append(" ".join(str(cause).split()))
-        cause = cause.__cause__
-    return ": ".join(text for text in texts if text)
+    said, cause = " ".join(str(error).split()), error.__cause__
+    return ": ".join(filter(None, [said, _causes(cause) if cause is not None else ""]))

@@ -45,11 +45,7 @@ _IS_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not as its stage left it.
-
-    Args:
-        where: an output in the workspace, its copy in DVC's cache, or what the stage recorded in provenance.json.
-    """
+    """A file that is not as its stage left it: an output, its copy in DVC's cache, or what its stage recorded of it."""
 
     stage: str
     path: Path
@@ -101,8 +97,8 @@ def _few(lines: list[str]) -> list[str]:
 def mend(stages: Collection[str]) -> list[str]:
     """Make DVC notice damaged outputs of stages, so that it restores or redoes them; return what was wrong in lines.
 
-    Damaged copies in DVC's cache are removed. Results that contradict their own stage's record are removed from
-    dvc.lock and the run-cache. Raises an InfrastructureError if the cache cannot be written.
+    Damaged copies in DVC's cache are removed, and results that contradict their own stage's record from dvc.lock and
+    the run-cache.
     """
     if not find_damage(stages):
         return []
@@ -136,10 +132,7 @@ def mend(stages: Collection[str]) -> list[str]:
 
 
 def remove_damaged(path: Path) -> None:
-    """Remove an object of DVC's cache that does not match its name.
-
-    Raises an InfrastructureError if the cache cannot be written.
-    """
+    """Remove an object of DVC's cache that does not match its name."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -273,10 +266,7 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
 
 
 def check_recorded(stage: str) -> None:
-    """Refuse a stage's new output if its record lacks a dependency of dvc.yaml, as another run would lack it again.
-
-    Raises a UsageError with the dependency.
-    """
+    """Refuse a stage's new output if its record lacks a dependency of dvc.yaml, as another run would lack it again."""
     home = DATA / audit_of(stage)
     record = home / stage.partition("@")[0] / RECORD
     told = _read_record(record) if record.exists() else None
@@ -291,7 +281,6 @@ def check_recorded(stage: str) -> None:
 
 
 def _of_stages(deps: Iterable[Path], home: Path) -> list[Path]:
-    """The dependencies in an audit's folder that other stages wrote."""
     return [dep for dep in deps if dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
 
 
@@ -332,7 +321,7 @@ class CacheFolder:
 
     @classmethod
     def of_workspace(cls) -> Self:
-        """The cache of the current folder's repository, wherever DVC's settings put it."""
+        """The cache of the current repository, wherever DVC's settings put it."""
         from dvc.config import Config, ConfigError
 
         dvc = dvc_root() / ".dvc"
@@ -352,7 +341,6 @@ class CacheFolder:
         return path.is_file() and self.is_whole(path, hashes)
 
     def is_whole(self, path: Path, hashes: Hashes) -> bool:
-        """Whether an object matches its name."""
         return hashes.md5(path) == f"{path.parent.name}{path.name}".removesuffix(".dir")
 
     def damaged(self, md5: str, hashes: Hashes) -> list[Path]:
@@ -389,7 +377,7 @@ class _Locks(BaseModel):
 
 
 def read_healed(audits: Collection[str]) -> tuple[list[str], Params, Graph]:
-    """Repair the workspace and audits' outputs; return lines about what was wrong, the parameters and the graph."""
+    """Repair the workspace and audits' outputs; return what was wrong, the parameters and the graph."""
     lines = [*heal(), *mend(stages_of(audits))]
     return lines, load_params(), read_graph()
 

@@ -1,15 +1,12 @@
 """DVC's last answer about the graph, reused while nothing that it depends on has changed.
 
-A query of DVC takes seconds with many audits, and most commands find everything unchanged. So the answer is stored with
-a mark of all files it depends on: their inodes, sizes and times. The system sets the time of the last change (ctime),
-and programs cannot. If the mark differs, or a stage is running, DVC is queried.
+A query of DVC takes seconds with many audits. So its answer is stored with a mark of all files it depends on: their
+inodes, sizes and times, of which the time of the last change (ctime) cannot be set by programs.
 
-Two things are recorded before DVC is queried: the code of audits, and folders that an audit's inputs link to. DVC would
-find the stage `code` stale whenever any file changed, and with it all stages after it, until it has run. That stage is
-fast, so its work is done here: each data/AUDIT/code.json, and its entry in dvc.lock.
-
-DVC hashes the content of linked files, but ignores linked folders. A hash of such a folder's content is written to a
-file beside the link, which DVC does hash.
+Two things are recorded before DVC is queried. The code of audits: DVC would find the stage `code` stale whenever any
+file changed, and with it all stages after it, until it has run; its work is done here instead, each
+data/AUDIT/code.json and its entry in dvc.lock. And folders that an audit's inputs link to: DVC hashes linked files,
+but ignores linked folders, so a hash of their content is written to a file beside the link.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from stages.code import PACKAGE, STAGE, Code, model_function
 from stages.core.environment import DATA, WORK
 from stages.core.errors import UsageError
 from stages.core.files import read_state, write_state
-from stages.params import AuditConfig, load_params
+from stages.params import load_params
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -39,8 +36,7 @@ if TYPE_CHECKING:
 def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> list[str]:
     """Update code.json of all audits, and their entries in dvc.lock; the caller holds DVC's lock.
 
-    Returns where users' own modules are or could be, if an audit uses any, as DVC does not watch them. Raises a
-    UsageError if a file cannot be written.
+    Returns where users' own modules are or could be, if an audit uses any, as DVC does not watch them.
 
     Args:
         ours: path of the workspace's dvc.yaml in the repository.
@@ -51,7 +47,11 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> list[str]:
     try:
         for stage in stages:
             audit, path = params.audit(str(stage.name).partition("@")[2]), Path(stage.outs[0].fs_path)
-            of_users |= (of_user := is_of_user(audit))
+            # Whether its task or its model is in a user's module.
+            of_user = (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(
+                model_function(audit)
+            )
+            of_users |= of_user
             if not of_user and not stage.status():
                 continue
             text = code.written(audit)
@@ -73,11 +73,6 @@ def code_in(root: Path) -> Code:
     return Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
 
 
-def is_of_user(audit: AuditConfig) -> bool:
-    """Whether the task or the model of an audit is in a user's module, whose files DVC does not watch."""
-    return (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(model_function(audit))
-
-
 def stage_kind(stage: Any) -> str:
     """The name of a stage in dvc.yaml without its audit."""
     return str(getattr(stage, "name", "")).partition("@")[0]
@@ -89,10 +84,7 @@ _PASSED_OVER = {".git", ".hg", ".dvc", "__pycache__"}
 
 
 def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
-    """Update the notes of all audits.
-
-    Raises a UsageError if a linked folder cannot be read, or its note cannot be written.
-    """
+    """Update the notes of all audits."""
     for inputs in sorted(root.resolve().glob(f"{DATA}/*/inputs")):
         note = inputs / NOTE
         try:
@@ -134,11 +126,10 @@ _SOURCES = (PACKAGE, Path(__file__).parents[1])  # the code that reads the graph
 
 @dataclass(frozen=True)
 class Known:
-    """A stored answer of DVC.
+    """A stored answer of DVC: stages, the files and folders that it depends on, and their mark.
 
     Args:
         looks: whether the querying command runs nothing, so that dvc.lock may not name the current code.
-        paths: files and folders it depends on.
     """
 
     looks: bool
@@ -148,7 +139,7 @@ class Known:
 
 
 def recall(root: Path, *, looks: bool) -> list[dict[str, Any]] | None:
-    """The stages from DVC's last answer in a workspace; None if DVC has to be queried."""
+    """The stages from DVC's last answer; None if DVC has to be queried."""
     known = read_state(root / KNOWN, Known)
     if known is None or (known.looks and not looks) or is_at_work(root):
         return None
@@ -161,7 +152,6 @@ def remember(root: Path, known: Known, asked: int) -> None:
     They may while a stage is running, or if they changed shortly before the query, as timestamps are coarse.
 
     Args:
-        known: the answer; its mark was taken before DVC looked at the files.
         asked: when DVC was queried (ns).
     """
     mark, newest = mark_of(root, known.paths)

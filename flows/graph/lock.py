@@ -32,14 +32,14 @@ _WORTH_THREADS = 1 << 22  # bytes
 
 
 class Digests(NamedTuple):
-    """Hashes of one file, in hex."""
+    """MD5 and SHA-256 of one file, in hex."""
 
     md5: str
     sha256: str
 
 
 def sha256(data: bytes) -> str:
-    """SHA-256 of bytes, in hex."""
+    """SHA-256, in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -47,10 +47,7 @@ _Found = Path | os.DirEntry[str]
 
 
 def below(path: _Found, above: frozenset[str] = frozenset()) -> Iterator[_Found]:
-    """A path and, if it is a folder, all that is below it in order, through links but one back to a folder above.
-
-    Raises an OSError if a folder cannot be read.
-    """
+    """A path and all below it in order, through links but one back to a folder above. May raise an OSError."""
     yield path
     if path.is_dir() and (real := os.path.realpath(path)) not in above:
         with os.scandir(path) as entries:
@@ -65,10 +62,7 @@ def files_below(path: Path) -> list[Path]:
 
 
 def signature_of(paths: Iterable[_Found]) -> tuple[str, int]:
-    """A hash of the names, inodes, sizes and times of files and folders, and when any of them changed last (ns).
-
-    While the hash is the same, they are unchanged.
-    """
+    """A hash of names, inodes, sizes and times of files and folders, and when any of them changed last (ns)."""
     digest, newest = hashlib.sha256(), 0
     for path in paths:
         try:
@@ -90,7 +84,7 @@ def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:
 
 
 def directory_md5(files: Iterable[tuple[str, str]]) -> str:
-    """DVC's hash of a folder, from the path within it and the MD5 of each of its files."""
+    """DVC's hash of a folder, from the path and MD5 of each of its files."""
     listed = [{"md5": md5, "relpath": path} for path, md5 in sorted(files)]
     return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
@@ -108,10 +102,9 @@ class Hashes:
         self._changed = False
 
     def of(self, path: Path) -> Digests:
-        """The hashes of a file."""
         name, mark = str(path.absolute()), _mark(path.stat())
-        known = self._known.get(name)
-        if known is not None and known[:-2] == mark:
+        known = self._known.get(name, [])
+        if known[:-2] == mark:
             return Digests(str(known[-2]), str(known[-1]))
         found = digests_of(path)
         if mark == _mark(path.stat()) and time.time_ns() - max(mark[-2:]) > SETTLED_NS:
@@ -124,8 +117,7 @@ class Hashes:
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
-                known = self._known.get(str(path.absolute()))
-                if known is None or known[:-2] != _mark(stat):
+                if self._known.get(str(path.absolute()), [])[:-2] != _mark(stat):
                     unknown[path] = stat.st_size
         if sum(unknown.values()) > _WORTH_THREADS:
             with ThreadPoolExecutor() as threads:
@@ -150,7 +142,7 @@ class Hashes:
         return value
 
     def save(self) -> None:
-        """Write the computed hashes; if that fails, they are computed again next time."""
+        """Keep what was computed; if that fails, it is computed again next time."""
         if not self._changed:
             return
         known = {name: entry for name, entry in self._known.items() if Path(name.removeprefix("content ")).exists()}

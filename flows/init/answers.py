@@ -56,13 +56,10 @@ class Questions(Ask):
         self.unasked: dict[str, str] = {}  # guesses that were accepted, to be shown
 
     def text(self, name: str, question: str, guess: str | None = None, check: Check = lambda _answer: None) -> str:
-        """See Ask; in a terminal, ask again until the answer is usable.
-
-        Raises a UsageError if there is no answer, or an option is unusable.
-        """
+        """See Ask; in a terminal, ask again until the answer is usable, otherwise raise a UsageError."""
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, str) else guess
-        if self._options.get(name) is None and self._asks:
+        if self.said(name) is None and self._asks:
             answer = self._typed(question, guess, check)
         else:
             answer = str(self._unasked(name, guess, f"--{name}", question))
@@ -80,11 +77,10 @@ class Questions(Ask):
         return self.text(name, f"{question} ({', '.join(choices)})", guess, check)
 
     def confirm(self, name: str, question: str, guess: bool) -> bool:
-        """Ask for yes or no. Raises a UsageError if there is no answer."""
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, bool) else guess
-        if self._options.get(name) is None and self._asks:
-            answer = Confirm.ask(escape(question), console=self._console, default=guess)
+        if self.said(name) is None and self._asks:
+            answer = self.go_on(question, guess)
         else:
             answer = bool(self._unasked(name, guess, f"--{name} or --no-{name}", question))
         self.answers[name] = answer
@@ -94,15 +90,15 @@ class Questions(Ask):
         return self._options.get(name)
 
     def many(self, name: str) -> Sequence[str]:
-        said = self._options.get(name)
+        said = self.said(name)
         return [] if said is None or isinstance(said, str | bool) else said
 
     def asked(self, name: str) -> bool:
         return self._asks or name in self._before
 
-    def go_on(self, question: str) -> bool:
-        """Ask whether to continue; yes if nobody can be asked."""
-        return Confirm.ask(escape(question), console=self._console, default=True) if self._asks else True
+    def go_on(self, question: str, guess: bool = True) -> bool:
+        """Ask whether to continue; the guess if nobody can be asked."""
+        return Confirm.ask(escape(question), console=self._console, default=guess) if self._asks else guess
 
     def _typed(self, question: str, guess: str | None, check: Check) -> str:
         while True:
@@ -118,7 +114,7 @@ class Questions(Ask):
 
     def _unasked(self, name: str, guess: str | bool | None, options: str, question: str) -> str | bool:
         """The option, or else the guess, if it may be accepted without asking."""
-        given = self._options.get(name)
+        given = self.said(name)
         if isinstance(given, str | bool):
             return given
         shown = guess if isinstance(guess, str) else "yes" if guess else "no"
@@ -130,10 +126,7 @@ class Questions(Ask):
 
 
 def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Wanted:
-    """Ask the questions that options leave open, and inspect the model and the data.
-
-    Raises a UsageError if an answer is missing or unusable.
-    """
+    """Ask the questions that options leave open, and inspect the model and the data."""
     recognised, model = _model(questions)
     kind = _kind(questions, recognised, model)
     init = kinds()[kind]
@@ -164,10 +157,9 @@ def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], 
 
 
 def _model(questions: Questions) -> tuple[str | None, Model]:
-    """The model and its kind, if that can be recognised."""
     found: dict[str, tuple[str | None, Model]] = {}
     data = questions.said("data")
-    usual = (init.usual_model(data) for init in kinds().values()) if isinstance(data, str) else ()
+    usual = (init.usual_model(data) for init in kinds().values() if isinstance(data, str))
 
     def look(answer: str) -> None:
         found[answer] = look_at_model(answer, questions)
@@ -178,8 +170,6 @@ def _model(questions: Questions) -> tuple[str | None, Model]:
 
 def look_at_model(given: str, questions: Questions) -> tuple[str | None, Model]:
     """Recognise a model, and its kind if its files show it.
-
-    Raises a UsageError if there is nothing of that name, or it is not a model that Faded reads.
 
     Args:
         given: a file, a folder, ORG/NAME of a hub, a URL, or a name that some kind defines.

@@ -30,10 +30,7 @@ from stages.tasks.init import Init, Option, Proposal, Seen
 
 @cache
 def kinds() -> Mapping[str, Init]:
-    """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them.
-
-    Raises a UsageError if one cannot be imported.
-    """
+    """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them."""
     found = {}
     for name, entry in plugins.entry_points_of(plugins.TASKS).items():
         task = plugins.imported(entry)
@@ -43,12 +40,24 @@ def kinds() -> Mapping[str, Init]:
     return found
 
 
-def options() -> dict[str, tuple[str, Option]]:
-    """Command-line options that only some kinds have: name -> the first of these kinds, and the option."""
-    found: dict[str, tuple[str, Option]] = {}
+ANSWERS = {  # command-line options of every kind
+    "model": Option("A file, a folder, ORG/NAME on the Hugging Face hub, or a URL."),
+    "data": Option("A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub."),
+    "kind": Option("What the model does: the name of an installed task; guessed from the model."),
+    "name": Option("Name of the audit; guessed from the data."),
+    "repair": Option("Whether to add a repair and its re-evaluation.", switch=True),
+    "key-env": Option("Environment variable with the API key of a model behind a URL.", "NAME"),
+    "split": Option("Split of a data set on the hub."),
+}
+
+
+def options() -> dict[str, Option]:
+    """Command-line options that are answers; those that only some kinds have are said to be of the first of these."""
+    found = dict(ANSWERS)
     for kind, init in kinds().items():
         for name, option in init.options.items():
-            found.setdefault(name, (kind, option))
+            told = f"{kind.capitalize().replace('-', ' ')}: {option.help[0].lower()}{option.help[1:]}"
+            found.setdefault(name, replace(option, help=told))
     return found
 
 
@@ -87,7 +96,6 @@ class Wanted:
 
     @property
     def init(self) -> Init:
-        """The kind's part of `faded init`."""
         return kinds()[self.kind]
 
     @property
@@ -97,7 +105,7 @@ class Wanted:
 
 
 def propose_audit(wanted: Wanted) -> AuditDraft:
-    """A complete and valid audit, before anything is measured. Raises a UsageError if there are too few items."""
+    """A complete and valid audit, before anything is measured."""
     items = count_items(wanted)
     init, proposal = wanted.init, wanted.proposal
     available = wanted.seen.data.items
@@ -138,10 +146,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
 
 
 def count_items(wanted: Wanted) -> dict[str, int]:
-    """Number of items per split: as many as are useful, or equal parts of few items.
-
-    Raises a UsageError if there are too few.
-    """
+    """Number of items per split: as many as are useful, or equal parts of few items."""
     init, splits = wanted.init, ("discover", "repair", "test") if wanted.repair else ("discover",)
     available, pools = wanted.seen.data.items, wanted.seen.data.pools
     if available is None or not init.limited:
@@ -198,11 +203,10 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
 
 
 def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | None) -> AuditDraft:
-    """The audit with what was seen of its concepts, and a budget that fits the model.
+    """The audit with what was seen of its concepts, and a budget that fits the model, unless a person gave one.
 
     Args:
         seconds: of a probe.
-        budget: the budget a person asked for; None to derive it from the duration of a probe.
     """
     audit = {**draft.audit, "concepts": seen.levels}
     spend = budget or min(search_budget(seconds), all_pairs(audit))
@@ -225,15 +229,12 @@ def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | No
 
 
 def pairs(budget: int) -> int:
-    """Common probes of both models, inside and outside the target modes, for a search with that budget."""
+    """Common probes of both models, inside and outside the target modes."""
     return max(100, min(2000, budget // 2))
 
 
 def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | None) -> None:
-    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
-
-    Raises a UsageError with the number that is expected.
-    """
+    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs."""
     concepts, pairs = draft.audit["concepts"], all_pairs(draft.audit)
     least = fewest_probes(len(concepts))
     if probes is not None and probes < least:
@@ -247,10 +248,7 @@ def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | Non
 
 @contextlib.contextmanager
 def tried(draft: AuditDraft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
-    """Enter a temporary workspace with only this audit, and check it there.
-
-    Raises a UsageError if the audit could not run.
-    """
+    """Enter a temporary workspace with only this audit, and check it there."""
     with TemporaryDirectory(prefix="faded-init-") as name:
         here = Path(name).resolve()
         inputs = here / DATA / draft.name / "inputs"

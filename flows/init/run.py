@@ -35,12 +35,7 @@ _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
 
 @dataclass(frozen=True)
 class Options:
-    """The command line.
-
-    Args:
-        budget: unique probes of the search; None to derive it from the duration of a probe.
-        probes: probes of the sweep; None to derive them from the duration of a probe.
-    """
+    """The command line; budget and probes are derived from the duration of a probe unless given."""
 
     answers: Mapping[str, Answer | None]
     copy: bool = False
@@ -52,8 +47,8 @@ class Options:
 def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) -> None:
     """Ask, inspect, write an audit, and sweep its concepts.
 
-    Raises a UsageError if an answer is missing or unusable; params.yaml is unchanged then, and a FadedError if the
-    model cannot be prepared for another reason; the same command resumes from there.
+    Raises a UsageError if an answer is missing or unusable; params.yaml is unchanged then. If the model cannot be
+    prepared for another reason, the same command resumes from there.
 
     Args:
         folder: a folder in a git repository; if it, or one above it, has audits, the new one is added there.
@@ -62,22 +57,18 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     check_folder(workspace)
     before = _text(workspace)
     earlier = list(unfinished(workspace, before))
-    # The one with the wanted name, otherwise the last one.
-    offered = next((one for one in earlier if options.answers.get("name") in (None, one.name)), None)
-    if offered is not None:
+    offered = next((one for one in earlier if _is_of(one, options.answers)), Unfinished(""))  # the last one first
+    if offered.name:
         console.print(f"an earlier run for {offered.name} did not finish; its answers are offered", style="yellow")
         options = replace(options, budget=options.budget or offered.budget, probes=options.probes or offered.probes)
-    questions = Questions(
-        console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
-    )
+    questions = Questions(console, options.answers, asks=asks, yes=options.yes, before=offered.answers)
     raw = parse_yaml(before.encode(), str(PARAMS))
     audits = raw.get("audits") if isinstance(raw, dict) else None
     again = {one.name for one in earlier if one.written}
     taken = [name for name in (audits if isinstance(audits, dict) else ()) if name not in again]
     wanted = ask_questions(questions, workspace, taken, options.budget)
     # The command may be resumed in another folder.
-    paths = {key: Path(str(questions.answers[key])).expanduser() for key in _PATHS if key in questions.answers}
-    questions.answers.update({key: str(path.absolute()) for key, path in paths.items() if path.exists()})
+    questions.answers.update({key: _found(questions.answers[key]) for key in _PATHS if key in questions.answers})
     draft = propose_audit(wanted)
     refuse_idle_numbers(draft, options.budget, options.probes)
     refuse_taken(workspace, draft.name, wanted.placed, copy=options.copy)
@@ -101,21 +92,26 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
-    """Make a folder a workspace without an audit, for audits written by hand.
-
-    Raises a UsageError if an audit is described, or the folder cannot become a workspace.
-
-    Args:
-        folder: a folder in a git repository; an existing params.yaml with audits is kept.
-    """
-    given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
-    given += [f"--{name}" for name in ("budget", "probes") if getattr(options, name)]
-    if given:
-        raise UsageError(f"--bare creates a workspace without an audit: leave out {', '.join(given)}")
+    """Make a folder in a git repository a workspace without an audit; existing audits are kept."""
+    given = {**options.answers, "budget": options.budget, "probes": options.probes}
+    if idle := [f"--{name}" for name, answer in given.items() if answer is not None]:
+        raise UsageError(f"--bare creates a workspace without an audit: leave out {', '.join(idle)}")
     written = write_workspace(folder)
     print_plain(console, *(f"wrote {path}" for path in written))
     told = "an audit is yours to write into" if written else "it is already a workspace; audits are in"
     print_plain(console, f"{told} {folder / PARAMS}; `faded plan` checks it")
+
+
+def _is_of(one: Unfinished, given: Mapping[str, Answer | None]) -> bool:
+    """Whether an earlier run was for the audit that options describe."""
+    said = {key: given[key] for key in ("name", "kind", "model", "data") if given.get(key) is not None}
+    return all(one.answers.get(key, answer) in (answer, _found(answer)) for key, answer in said.items())
+
+
+def _found(answer: object) -> str:
+    """The absolute path of a file that an answer names; other answers as they are."""
+    path = Path(str(answer)).expanduser()
+    return str(path.absolute()) if path.exists() else str(answer)
 
 
 def _write_and_sweep(
@@ -123,10 +119,9 @@ def _write_and_sweep(
 ) -> None:
     here, name = Path(), draft.name
     text = _text(here)
-    old = written_blocks(text, name)
+    old, first = written_blocks(text, name), with_draft(text, draft)
     if old != (None, None) and not any(one.name == name and one.written for one in unfinished(here, text)):
         raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so it was not replaced")
-    first = with_draft(text, draft)
     written = written_blocks(first, name)
     versions = (written,) if old == (None, None) else (old, written)
     write_state(RECORDS / f"{name}.json", Unfinished(name, questions.answers, versions, options.budget, options.probes))
@@ -148,9 +143,8 @@ def _write_and_sweep(
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         (RECORDS / f"{one}.json").unlink(missing_ok=True)
     show_sweep(console, name, found, RECORDS / f"{name}.html")
-    aim = "as you said"
-    if options.budget is None:
-        aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {BUDGETS[0]:,} to {BUDGETS[1]:,}"
+    usual = f"as many as take about {duration(SEARCH_SECONDS)}, from {BUDGETS[0]:,} to {BUDGETS[1]:,}"
+    aim = usual if options.budget is None else "as you said"
     each = f"{final.audit['discover']['budget']:,} probes for each explorer"
     print_plain(console, f"search: {each} ({aim}): {final.notes['discover']}")
     asks = ", and repair its worst modes; feedback: {policy: wait} asks you first" if final.repair else ""

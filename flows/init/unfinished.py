@@ -26,8 +26,8 @@ class Unfinished:
     """An audit that was written but is not measured yet.
 
     Args:
-        written: the blocks that params.yaml may have of it: one of these, as a kill may have come before or after the
-            last change; none if it was refused and removed again.
+        written: the blocks that params.yaml may have of it, as a kill may have come before or after the last change;
+            none if it was refused and removed again.
     """
 
     name: str

@@ -372,6 +372,11 @@ def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
         yield folder
 
 
+def decisions_lock(audit: str) -> contextlib.AbstractContextManager[None]:
+    """Prevent all other processes and threads of the workspace from recording a decision on an audit."""
+    return locked(WORK / f"decisions-{audit}.lock")
+
+
 def _files(folder: Path) -> list[Path]:
     """Return all files below a folder without Python's caches; follows links, as DVC does."""
     walk = os.walk(folder, followlinks=True)

@@ -9,8 +9,7 @@ import hashlib
 import io
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +21,8 @@ from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
-from stages.core.environment import WORK
 from stages.core.errors import UsageError, one_line
-from stages.core.files import content_hash, locked, new_file
+from stages.core.files import content_hash, decisions_lock, new_file
 from stages.decisions.identity import check_keys, identity_of, sign, signed_bytes
 from stages.decisions.model import AlreadyDecided, Decision, ExampleRating, RatedProbe, RecordedDecision, Via
 from stages.decisions.names import look_alike, same_person
@@ -237,13 +235,6 @@ def _write(audit: str, recorded: RecordedDecision) -> DecisionFile:
             new_file(path, data)
             return DecisionFile(path, hashlib.sha256(data).hexdigest(), recorded)
     raise AssertionError
-
-
-@contextmanager
-def decisions_lock(audit: str) -> Iterator[None]:
-    """Prevent all other processes and threads of the workspace from recording a decision on an audit."""
-    with locked(WORK / f"decisions-{audit}.lock"):
-        yield
 
 
 def standing(params: Params, audit: str) -> Standing:

@@ -11,6 +11,7 @@ The *strength* of a level is its distance from the base level, as a share of the
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log10
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -92,7 +93,7 @@ class Probes:
         load: loads the task with other levels of its concepts.
         levels: the levels in params.yaml.
         budget: maximum number of unique probes on all grids together.
-        ledger: opens the ledger of a grid.
+        ledger: file of the ledger of a grid; None to keep it in memory.
         tell: called with (unique probes spent, their purpose).
     """
 
@@ -101,7 +102,7 @@ class Probes:
         load: Callable[[Levels], LoadedTask],
         levels: Levels,
         budget: int,
-        ledger: Callable[[Levels], Ledger],
+        ledger: Callable[[Levels], Path | None],
         compute: Compute | None,
         tell: Callable[[int, str], None],
     ) -> None:
@@ -127,7 +128,7 @@ class Probes:
     def _on(self, levels: Levels, task: LoadedTask | None = None) -> Prober:
         key = repr({name: list(values) for name, values in levels.items()})
         if key not in self._probers:
-            ledger = self._ledger(levels)
+            ledger = Ledger(self._ledger(levels))
             self._probers[key] = Prober(task or self._load(levels), self.item_ids, 0, ledger, self._compute)
         return self._probers[key]
 
@@ -278,7 +279,7 @@ def sweep(
     budget: int,
     *,
     seed: int,
-    ledger: Callable[[Levels], Ledger] = lambda _levels: Ledger(),
+    ledger: Callable[[Levels], Path | None] = lambda _levels: None,
     compute: Compute | None = None,
     tell: Callable[[int, str], None] = lambda _spent, _note: None,
     only: Collection[str] | None = None,
@@ -291,7 +292,7 @@ def sweep(
         load: loads the task with other levels of its concepts.
         levels: levels of each concept, up to the end of what people accept.
         budget: maximum number of unique probes.
-        ledger: opens the ledger of a grid; if it is on disk, a sweep can be resumed.
+        ledger: file of the ledger of a grid, from which a sweep can be resumed; None to keep it in memory.
         tell: called with (unique probes spent, their purpose).
         only: names of the concepts to sweep. None: all.
     """
