@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,12 @@ def test_an_envelope_that_is_none_and_the_name_of_a_known_key_are_worth_nothing(
 
 @pytest.mark.parametrize("year", [2020, 2999])
 def test_an_old_signature_stays_old_and_one_from_the_future_is_not_young(members, key, tmp_path, monkeypatch, year):
-    monkeypatch.setattr(signatures, "_now", lambda: signatures.datetime(year, 1, 1, tzinfo=signatures.UTC))
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Then":
+            return cls(year, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(signatures, "datetime", Then)
     path = written(tmp_path / "x.zip", members)
     sign_bundle(path, key[0])
     monkeypatch.undo()
@@ -282,8 +288,7 @@ def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, told):
 @given(data=st.data())
 def test_a_changed_byte_of_a_bundle_never_holds(signed, key, tmp_path, data):
     raw = bytearray(written(tmp_path / "whole.zip", signed).read_bytes())
-    # Except fields of the directory that nobody reads: versions, attributes, and the time of the members.
-    raw[data.draw(st.integers(0, directory_of(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     (tmp_path / "x.zip").write_bytes(raw)
     assert refused(tmp_path / "x.zip", key[1])
 

@@ -350,7 +350,7 @@ def test_a_zip_bomb_is_refused_by_what_comes_out(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match="larger than"):
             read_bundle(written(tmp_path / "bomb.zip", {MANIFEST: b"{}", **contents}))
     monkeypatch.setattr("flows.evidence.bundle.MOST_MEMBERS", 1)
-    with pytest.raises(UsageError, match="2 members, expected 1 at most"):
+    with pytest.raises(UsageError, match="it has more than 1 members"):
         read_bundle(written(tmp_path / "many.zip", {VERDICT: b"", PLAN: b""}))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import FileSystemLoader
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
@@ -53,50 +53,39 @@ from stages.records import RateRecord
 MOST, MOST_ROWS = 4, 20  # modes, decisions and signatures, and numbers: what two pages hold
 
 
-class Provision(NamedTuple):
-    """Where a number is evidence: in the AI Act, and in the AI RMF."""
-
-    act: str
-    rmf: str
-
-
-# By the beginning of a measure; the first that fits counts.
+# Where a number is evidence in the AI Act and the AI RMF, by the beginning of its measure; the first that fits counts.
 PROVISIONS = {
-    "gate": Provision("Art. 9(8), Annex IV(4)", "MEASURE 1.1, MANAGE 1.1"),
-    "before": Provision("Art. 9(2)(a), Annex IV(3)", "MAP 5.1, MEASURE 2.3"),
-    "unshown": Provision("Art. 9(2)(a), 9(5)", "MAP 5.1, MANAGE 1.4"),
-    "mode.": Provision("Art. 9(2)(a), Annex IV(3)", "MAP 5.1, MEASURE 2.6"),
-    "smallest": Provision("Art. 15(4)", "MEASURE 2.7"),
-    "slice": Provision("Annex IV(2)(g), (3)", "MEASURE 2.11"),
-    "target_": Provision("Art. 9(2)(d), 9(5)", "MANAGE 1.3"),
-    "newly_failing": Provision("Art. 9(5)", "MANAGE 1.4"),
-    "other_": Provision("Art. 9(5)", "MANAGE 1.4"),
-    "clean_quality": Provision("Art. 15(1), 15(3)", "MEASURE 2.5"),
-    "fixed": Provision("Art. 9(2)(d)", "MANAGE 1.3"),
-    "": Provision("Art. 15(1), 15(3)", "MEASURE 2.5"),
+    "gate": ("Art. 9(8), Annex IV(4)", "MEASURE 1.1, MANAGE 1.1"),
+    "before": ("Art. 9(2)(a), Annex IV(3)", "MAP 5.1, MEASURE 2.3"),
+    "unshown": ("Art. 9(2)(a), 9(5)", "MAP 5.1, MANAGE 1.4"),
+    "mode.": ("Art. 9(2)(a), Annex IV(3)", "MAP 5.1, MEASURE 2.6"),
+    "smallest": ("Art. 15(4)", "MEASURE 2.7"),
+    "slice": ("Annex IV(2)(g), (3)", "MEASURE 2.11"),
+    "target_": ("Art. 9(2)(d), 9(5)", "MANAGE 1.3"),
+    "newly_failing": ("Art. 9(5)", "MANAGE 1.4"),
+    "other_": ("Art. 9(5)", "MANAGE 1.4"),
+    "clean_quality": ("Art. 15(1), 15(3)", "MEASURE 2.5"),
+    "fixed": ("Art. 9(2)(d)", "MANAGE 1.3"),
+    "": ("Art. 15(1), 15(3)", "MEASURE 2.5"),
 }
 
 
-class SignOffRow(NamedTuple):
-    """One number of the sheet."""
-
-    what: str
-    value: str
-    asked: str
-    provision: Provision
-
-
-def provision_of(measure: str) -> Provision:
-    """Where a measure is evidence."""
+def provision_of(measure: str) -> tuple[str, str]:
+    """Where a measure is evidence: the provisions of the AI Act, and of the AI RMF."""
     return next(found for start, found in PROVISIONS.items() if measure.startswith(start))
 
 
 def sign_off_sheet(bundle: Bundle, known: Mapping[str, str]) -> str:
     """The sheet as a page of HTML without scripts; `known` has names of known keys, by id."""
-    rows, of = list(_rows(bundle)), bundle.records
+    rows = [(*row, *provision_of(measure)) for measure, *row in _rows(bundle)]
+    of = bundle.records
     repaired = bundle.last_stage == "conclude"
     by_rule = bundle.audit in bundle.yaml(PARAMS).get("repairs", {})  # if no person decided
     verdict = (of.conclude if repaired else of.report).verdict
+    signed = []
+    if ENVELOPE in bundle.members:
+        when, key_ids = check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT))
+        signed = [(known.get(key, "a key not known here"), key, f"{when:%Y-%m-%d %H:%M} UTC") for key in key_ids]
     pages = environment().overlay(loader=FileSystemLoader(Path(__file__).parent / "templates"))
     return pages.get_template("sign_off.html.j2").render(
         bundle=bundle,
@@ -114,51 +103,43 @@ def sign_off_sheet(bundle: Bundle, known: Mapping[str, str]) -> str:
         decided=decided(bundle) or [(NO_HUMAN if by_rule else "nobody: the audit ends with its landscape", "", "")],
         plan=of.collect_feedback.plan.modes if repaired else [],
         most=MOST,
-        signed=_signed(bundle, known),
+        signed=signed,
     )
 
 
-def _rows(bundle: Bundle) -> Iterator[SignOffRow]:
-    """All numbers, the gates first and of these what did not pass, as those at the end may be left out."""
+def _rows(bundle: Bundle) -> Iterator[tuple[str, str, str, str]]:
+    """All numbers, each with its measure, what it is, its value, and what was asked.
+
+    The gates are first, and of these what did not pass, as those at the end may be left out.
+    """
     for gate in sorted(gates_of(bundle), key=lambda gate: gate.passed is True):
         view = gate_view(gate)
         word = {True: "passed", False: "FAILED", None: "not judged"}[gate.passed]
         value = f"{view.value} ({view.interval})"
-        yield SignOffRow(f"gate: {view.name}", value, f"{view.bound}: {word}", provision_of("gate"))
+        yield "gate", f"gate: {view.name}", value, f"{view.bound}: {word}"
     landscape = bundle.records.summarize.landscape
     if unshown := bundle.records.report.verdict.unshown:
         outside = "fails outside the failure modes, before any repair" if landscape.modes else "fails in ways not shown"
-        yield SignOffRow(outside, f"at most {percent(unshown.at_most)}", "", provision_of("unshown"))
+        yield "unshown", outside, f"at most {percent(unshown.at_most)}", ""
     if bundle.last_stage == "conclude":
         before = f"failure rate before the repair ({landscape.items:,} items)"
-        yield SignOffRow(before, with_interval(landscape.overall), "", provision_of("before"))
+        yield "before", before, with_interval(landscape.overall), ""
         for mode in landscape.modes[:MOST]:
-            yield SignOffRow(f"before, where {mode.text}", with_interval(mode.measured), "", provision_of("mode."))
-    for one in shown_measures(bundle):
-        yield SignOffRow(one.name, with_interval(one.rate), "", provision_of(one.measure))
+            yield "mode.", f"before, where {mode.text}", with_interval(mode.measured), ""
+    for measure, name, shown in shown_measures(bundle):
+        yield measure, name, with_interval(shown), ""
     if (small := landscape.robustness) is not None and small.median_radius is not None:
         steps = f"{small.median_radius} steps, median of {small.found} of {small.items} items"
-        yield SignOffRow("smallest change that makes it fail", steps, "", provision_of("smallest"))
+        yield "smallest", "smallest change that makes it fail", steps, ""
     for of in landscape.slices.attributes if landscape.slices else ():
         if of.values:
             worst = max(of.values, key=lambda value: value.rate or 0.0)
             rate = RateRecord(value=worst.rate, low=worst.joint.low, high=worst.joint.high, n=worst.probes)
-            yield SignOffRow(
-                f"fails most by {of.attribute}: {worst.value}", with_interval(rate), "", provision_of("slice")
-            )
-
-
-def _signed(bundle: Bundle, known: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Who signed the bundle, with which key, and when."""
-    if ENVELOPE not in bundle.members:
-        return []
-    when, key_ids = check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT))
-    return [(known.get(key, "a key not known here"), key, f"{when:%Y-%m-%d %H:%M} UTC") for key in key_ids]
+            yield "slice", f"fails most by {of.attribute}: {worst.value}", with_interval(rate), ""
 
 
 REPRODUCTION = "urn:faded:reproduction:v1"
 _NAMES = {REPRODUCTION: "reproduction", TEST_RESULT: "test result", EVAL_RESULT: "evaluation result"}
-UNKNOWN_SIGNER, DIFFERS = "unknown signer", "DIFFERS"
 _LARGEST = 4 * 2**20  # bytes
 
 
@@ -207,16 +188,14 @@ def beside(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.intoto.jsonl")
 
 
-def subject(bundle: Bundle) -> dict[str, Any]:
-    """A bundle as the subject of a statement: its manifest, because more signatures change the bytes of the zip."""
-    return {"name": f"{MANIFEST} of {bundle.audit}", "digest": {"sha256": digest_of(bundle.members)}}
-
-
 def reproduction_statement(bundle: Bundle, found: Reproduction) -> dict[str, Any]:
-    """State that a bundle's audit was computed again."""
+    """State that a bundle's audit was computed again.
+
+    The subject is its manifest, because more signatures change the bytes of the zip.
+    """
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [subject(bundle)],
+        "subject": [{"name": f"{MANIFEST} of {bundle.audit}", "digest": {"sha256": digest_of(bundle.members)}}],
         "predicateType": REPRODUCTION,
         "predicate": found.model_dump(),
     }
@@ -270,11 +249,7 @@ def write_beside(bundle: Bundle, private_key: Any) -> list[Path]:
 
 
 def check_statements(bundle: Bundle, known: Mapping[str, str]) -> list[Check]:
-    """Check the statements beside a bundle, each by itself; none of them is needed for the bundle to hold.
-
-    Args:
-        known: names of known keys, by id.
-    """
+    """Check the statements beside a bundle, each by itself; none of them is needed for the bundle to hold."""
     path = beside(bundle.path)
     if not path.is_file():
         return []
@@ -296,7 +271,7 @@ def _check(bundle: Bundle, line: bytes, known: Mapping[str, str]) -> Check:
         raise UsageError("it does not follow from this bundle")
     own = read_envelope(bundle.members[ENVELOPE]).signatures if ENVELOPE in bundle.members else {}
     by = [known.get(key, "an unknown key") + " (who signed the bundle)" * (key in own) for key in key_ids]
-    word = word if known.keys() & set(key_ids) else UNKNOWN_SIGNER
+    word = word if known.keys() & set(key_ids) else "unknown signer"
     return Check(f"{_NAMES[kind]} by {', '.join(by)}: {found}", [], word)
 
 
@@ -308,4 +283,4 @@ def _reproduced(bundle: Bundle, statement: Mapping[str, Any]) -> tuple[str, str]
     if statement != reproduction_statement(bundle, found) or found.agrees == bool(found.beyond_noise):
         raise UsageError("it is about another bundle, or contradicts itself")
     when = datetime.strptime(found.reproduced_on, TIME)
-    return f"{when:%Y-%m-%d}, {found.summary}", "yes" if found.agrees else DIFFERS
+    return f"{when:%Y-%m-%d}, {found.summary}", "yes" if found.agrees else "DIFFERS"

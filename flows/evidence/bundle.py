@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import yaml
 
@@ -29,16 +29,8 @@ from stages.records.provenance import Manifest, ManifestFile
 
 LARGEST, LARGEST_SUM, MOST_MEMBERS = 24 * 2**20, 64 * 2**20, 4096  # bytes, bytes, members
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can store
-# What a member's entry says besides its name, sizes and CRC-32. With it, only the compressed data could be other than
-# `zip_members` writes, as they depend on the version of zlib; what they unpack to is compared.
-_SAME = (
-    *("date_time", "compress_type", "create_system", "create_version", "extract_version", "reserved", "volume"),
-    *("internal_attr", "external_attr"),
-)
-_END = struct.Struct("<4s4H2IH")
-_END_OF_ZIP64 = b"PK\x06\x07"
-_UTF8 = 0x800  # the flag of a name that is not ASCII
-_LARGEST_ENTRY = 512  # bytes of the directory
+_HEADER = struct.Struct("<4s10x3I2H")  # before each member: its mark, CRC-32, both sizes, lengths of name and rest
+_MARK = b"PK\x03\x04"
 
 
 def zip_members(members: Mapping[str, bytes]) -> bytes:
@@ -58,77 +50,56 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
 
 
 def unzip_members(path: Path) -> dict[str, bytes]:
-    """Read all members into memory, if the file consists of its members and nothing else.
+    """Read all members into memory, if the file is what `zip_members` writes of them.
 
-    Sizes are limited twice: by what headers declare before anything is unpacked, and while it is unpacked. Raises a
-    UsageError if it cannot be read, is damaged or too large, or contains anything that no bundle has.
+    Only compressed data may be other than it writes, as they depend on the version of zlib. Sizes are limited twice: by
+    what headers declare before anything is unpacked, and while it is unpacked. Raises a UsageError if it cannot be
+    read, is damaged or too large, or contains anything that no bundle has.
     """
+    members: dict[str, bytes] = {}
+    entries, again = [], io.BytesIO()
     try:
-        with path.open("rb") as file:
-            members_end = _check_end(file)
-            with zipfile.ZipFile(file) as directory:
-                entries = directory.infolist()
-            _check_entries(entries)
-            members = {}
-            file.seek(0)
-            for entry in entries:
-                header = entry.FileHeader()
-                if entry.header_offset != file.tell() or file.read(len(header)) != header:
-                    raise zipfile.BadZipFile(f"the header at {entry.filename} does not match the directory")
-                if file.tell() + entry.compress_size > members_end:
-                    raise zipfile.BadZipFile(f"{entry.filename} reaches beyond the members")
-                members[entry.filename] = _unpack(file.read(entry.compress_size), entry)
-            if file.tell() != members_end:
-                raise zipfile.BadZipFile("there is extra data between the last member and the directory")
+        if (size := path.stat().st_size) > (limit := LARGEST_SUM + MOST_MEMBERS * 1024):
+            raise zipfile.BadZipFile(f"it has {size:,} bytes, expected {limit:,} at most")
+        found = path.read_bytes()
+        while found.startswith(_MARK, start := again.tell()):
+            entry = _entry_at(found, start)
+            _check_entry(entry, members)
+            header = entry.FileHeader()
+            packed = found[start + len(header) : start + len(header) + entry.compress_size]
+            members[entry.filename] = _unpack(packed, entry)
+            entries.append(entry)
+            again.write(header + packed)
+        with zipfile.ZipFile(again, "w") as file:  # writes the directory behind the members
+            file.filelist = entries
+        if again.getvalue() != found:
+            raise zipfile.BadZipFile("around its members, it is not byte for byte what Faded writes")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, ValueError, struct.error) as error:
         raise UsageError(f"{path} is not a valid evidence bundle: {error}") from None
     return members
 
 
-def _check_end(file: BinaryIO) -> int:
-    """Where members end and the directory begins. The end record must be the last bytes, so that nothing follows it."""
-    size = file.seek(0, io.SEEK_END)
-    limit = LARGEST_SUM + MOST_MEMBERS * 1024
-    if size > limit:
-        raise zipfile.BadZipFile(f"it has {size:,} bytes, expected {limit:,} at most")
-    file.seek(max(0, size - _END.size - 20))
-    tail = file.read()
-    if len(tail) < _END.size or not tail.startswith(b"PK\x05\x06", -_END.size):
-        raise zipfile.BadZipFile("it does not end as a zip file without a comment does")
-    _, disk, first_disk, here, total, directory, start, comment = _END.unpack(tail[-_END.size :])
-    if total > MOST_MEMBERS:
-        raise zipfile.BadZipFile(f"{total:,} members, expected {MOST_MEMBERS:,} at most")
-    several = disk or first_disk or here != total or tail.startswith(_END_OF_ZIP64)
-    if several or comment or directory > total * _LARGEST_ENTRY:
-        raise zipfile.BadZipFile("its end record is not that of one plain zip file")
-    if start + directory + _END.size != size:
-        raise zipfile.BadZipFile("there is extra data before or after what its end record describes")
-    return int(start)
+def _entry_at(found: bytes, start: int) -> zipfile.ZipInfo:
+    """The entry of the member whose header starts there, with nothing of it but name, sizes and CRC-32."""
+    _, crc, packed, size, length, _ = _HEADER.unpack_from(found, start)
+    name = found[start + _HEADER.size : start + _HEADER.size + length].decode("utf-8")
+    if not _MEMBER.fullmatch(name):
+        raise zipfile.BadZipFile(f"it has a member {name[:200]!r}, which does not belong in a bundle")
+    entry = zip_entry(name)
+    entry.header_offset, entry.CRC, entry.compress_size, entry.file_size = start, crc, packed, size
+    return entry
 
 
-def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
-    if [entry.filename for entry in entries] != sorted(entry.filename for entry in entries):
-        raise zipfile.BadZipFile("its members are not in the order of their names")
-    names = set()
-    for entry in entries:
-        name = entry.filename
-        if entry.orig_filename != name or not _MEMBER.fullmatch(name):
-            raise zipfile.BadZipFile(
-                f"it has a member {entry.orig_filename[:200]!r}, which does not belong in a bundle"
-            )
-        if name in names:
-            raise zipfile.BadZipFile(f"it has {name} twice")
-        names.add(name)
-        if entry.flag_bits != (0 if name.isascii() else _UTF8) or entry.extra or entry.comment:
-            raise zipfile.BadZipFile(f"{name} is encrypted, streamed or has a comment, as no member of a bundle is")
-        if entry.file_size > LARGEST:
-            raise zipfile.BadZipFile(f"{name} has {entry.file_size:,} bytes, larger than {LARGEST:,}")
-        for key in _SAME:
-            if (found := getattr(entry, key)) != (expected := getattr(zip_entry(name), key)):
-                raise zipfile.BadZipFile(f"{name} has {key} {found}, expected {expected} as in every bundle")
-    if (total := sum(entry.file_size for entry in entries)) > LARGEST_SUM:
+def _check_entry(entry: zipfile.ZipInfo, before: dict[str, bytes]) -> None:
+    if entry.filename <= next(reversed(before), ""):
+        raise zipfile.BadZipFile(f"it has {entry.filename} twice, or not in the order of names")
+    if len(before) == MOST_MEMBERS:
+        raise zipfile.BadZipFile(f"it has more than {MOST_MEMBERS:,} members")
+    if entry.file_size > LARGEST:
+        raise zipfile.BadZipFile(f"{entry.filename} has {entry.file_size:,} bytes, larger than {LARGEST:,}")
+    if (total := sum(map(len, before.values())) + entry.file_size) > LARGEST_SUM:
         raise zipfile.BadZipFile(f"its members have {total:,} bytes, larger than {LARGEST_SUM:,}")
 
 

@@ -9,7 +9,6 @@ Sources: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from math import isnan
@@ -34,10 +33,7 @@ _COMPUTED_WITH = ("seed", "device", "backend", "dtype", "threads", "batch_size",
 def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """State that the audit with these parameters and inputs produced this model and this verdict.
 
-    The subject is the repaired model, or the model under test if there is none.
-
-    Args:
-        manifest_sha256: its hash, which makes the statement cover everything else.
+    The manifest's hash makes the statement cover everything else.
     """
     parts = manifest["parts"]
     subject = subject_of(manifest)
@@ -97,16 +93,10 @@ _EEE_SCHEMA = "0.3.0"
 _MORE_IS_BETTER = ("fixed", "clean_quality")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One number about the model that the verdict is about."""
-
-    measure: str
-    name: str
-    rate: Rate
+_Measure = tuple[str, str, Rate]  # with its name for people
 
 
-def shown_measures(bundle: Bundle) -> list[Measured]:
+def shown_measures(bundle: Bundle) -> list[_Measure]:
     """The numbers about the repaired model; without a repair, about the model under test."""
     from stages.pages.words import words  # brings pandas, which takes long to import
 
@@ -120,7 +110,7 @@ def shown_measures(bundle: Bundle) -> list[Measured]:
         landscape = of.summarize.landscape
         numbers = [("failure_rate", words("failure_rate"), landscape.overall)]
         numbers += [(f"mode.{one.id}", f"failure rate where {one.text}", one.measured) for one in landscape.modes]
-    return [Measured(measure, name, at.rate) for measure, name, at in numbers if at.value is not None]
+    return [(measure, name, at.rate) for measure, name, at in numbers if at.value is not None]
 
 
 def at_end_of(one: Difference) -> RateRecord:
@@ -139,10 +129,7 @@ def comparator(gate: Gate) -> str:
 
 
 def statements(bundle: Bundle) -> list[dict[str, Any]]:
-    """The verdict as statements of in-toto; none if no gate was set, as there is no result to state.
-
-    Raises a UsageError if the bundle is not signed, and so nobody says when it was made.
-    """
+    """The verdict of a signed bundle as statements of in-toto; none if no gate was set, as nothing can be stated."""
     gates = gates_of(bundle)
     if not gates:
         return []
@@ -209,10 +196,7 @@ def items_of(bundle: Bundle) -> int:
 
 
 def signed_on(bundle: Bundle) -> datetime:
-    """The time under the bundle's signatures: results have no time of their own.
-
-    Raises a UsageError if it is not signed.
-    """
+    """The time under the bundle's signatures, as results have none of their own. Raises a UsageError if it has none."""
     if ENVELOPE not in bundle.members:
         raise UsageError(f"{bundle.path} is not signed, so nobody says when it was made")
     when, _ = check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT))
@@ -220,10 +204,7 @@ def signed_on(bundle: Bundle) -> datetime:
 
 
 def every_eval_ever(bundle: Bundle) -> dict[str, Any]:
-    """The numbers as a record of every_eval_ever, whose consumers know neither modes nor gates.
-
-    Raises a UsageError if the bundle is not signed, and so nobody says when it was made.
-    """
+    """The numbers of a signed bundle as a record of every_eval_ever, whose consumers know neither modes nor gates."""
     when, audit, digest = str(int(signed_on(bundle).timestamp())), bundle.audit, digest_of(bundle.members)
     prepared, manifest = bundle.records.prepare.metrics, bundle.manifest
     model, data = prepared.origins
@@ -253,34 +234,34 @@ def every_eval_ever(bundle: Bundle) -> dict[str, Any]:
         "eval_library": {"name": "faded", "version": str((manifest.get("versions") or {}).get("faded", "unknown"))},
         "evaluation_results": [
             {
-                "evaluation_result_id": f"{digest[:16]}.{one.measure}",
-                "evaluation_name": f"faded.{audit}.{one.measure}",
+                "evaluation_result_id": f"{digest[:16]}.{measure}",
+                "evaluation_name": f"faded.{audit}.{measure}",
                 "source_data": {"dataset_name": data or f"items of {audit}", "source_type": "other"},
-                "metric_config": _metric(one, config),
-                "score_details": _score(one, gates_of(bundle)),
+                "metric_config": _metric(measure, name, config),
+                "score_details": _score(measure, rate, gates_of(bundle)),
             }
-            for one in shown_measures(bundle)
+            for measure, name, rate in shown_measures(bundle)
         ],
     }
 
 
-def _metric(one: Measured, config: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(measure: str, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     scale = {"metric_unit": "proportion", "score_type": "continuous", "min_score": 0, "max_score": 1}
     return {
-        "evaluation_description": f"{one.name}; inputs changed along {', '.join(config['concepts'])}",
-        "metric_id": f"faded.{one.measure}",
-        "metric_name": one.name,
-        "lower_is_better": one.measure not in _MORE_IS_BETTER,
-        **(scale if one.measure != "clean_quality" else {}),  # which may have any scale
+        "evaluation_description": f"{name}; inputs changed along {', '.join(config['concepts'])}",
+        "metric_id": f"faded.{measure}",
+        "metric_name": name,
+        "lower_is_better": measure not in _MORE_IS_BETTER,
+        **(scale if measure != "clean_quality" else {}),  # which may have any scale
     }
 
 
-def _score(one: Measured, gates: list[Gate]) -> dict[str, Any]:
-    value, low, high, n = one.rate
+def _score(measure: str, rate: Rate, gates: list[Gate]) -> dict[str, Any]:
+    value, low, high, n = rate
     bounds = {
         gate.gate: f"{comparator(gate)} {_decimal(gate.bound)}: {gate.passed}"
         for gate in gates
-        if gate.gate.partition(".")[0] == one.measure
+        if gate.gate.partition(".")[0] == measure
     }
     interval = {"lower": low, "upper": high, "confidence_level": LEVEL}
     return {

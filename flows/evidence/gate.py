@@ -15,7 +15,6 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
@@ -50,11 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GateRow:
-    """One measure, then and now.
-
-    Args:
-        worse: by how much it is worse now, with its 95% interval; without observations if there was nothing to pair.
-    """
+    """One measure, then and now; `worse` has no observations if there was nothing to pair."""
 
     what: str
     then: float | None
@@ -103,9 +98,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float, 
     what stages wrote, or the evidence does not hold.
 
     Args:
-        against: a git revision at which the audit did not fail; None takes the newest commit in which it passed,
-            whoever decided there.
-        tolerance: for failure rates and clean quality, as a share.
+        against: a git revision at which the audit did not fail; None takes the newest commit in which it passed.
         first: whether only the workspace's own verdict counts if there is nothing to compare with. A revision that is
             named and whose dvc.lock names results is something, even where their bytes are missing.
     """
@@ -203,25 +196,19 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
 
 def _rows(then: Run, now: Run, tolerance: float) -> Iterator[GateRow]:
     space = now.landscape.space
-    same = _same(then.provenance.model, now.provenance.model) and then.probes.equals(now.probes)
+    model = now.provenance.model
+    same = model is not None and model == then.provenance.model and then.probes.equals(now.probes)
     yield _row("model under test: failures", paired_difference(then.probes, now.probes, space), same, tolerance)
     if (was := then.evaluation) and (repaired := now.evaluation):
-        same = _same(was.provenance.repaired, repaired.provenance.repaired) and was.probes.equals(repaired.probes)
-        paired = paired_difference(_search_of_the_repaired(was), _search_of_the_repaired(repaired), space)
+        model = repaired.provenance.repaired
+        same = model is not None and model == was.provenance.repaired and was.probes.equals(repaired.probes)
+        # Not the common pairs: half of them are drawn inside the targets, which differ between plans.
+        searched = [
+            e.probes[(e.probes["purpose"] == "search") & (e.probes["model"] == "after")] for e in (was, repaired)
+        ]
+        paired = paired_difference(*searched, space)  # the search's control stands for use, by weights
         yield _row("repaired model: failures", paired, same, tolerance)
         yield _quality(was, repaired, same, tolerance)
-
-
-def _search_of_the_repaired(run: Evaluation) -> pd.DataFrame:
-    """Probes of the search of the model after the repair; its control stands for use, by weights.
-
-    The common pairs do not: half of them are drawn inside the targets, which differ between plans.
-    """
-    return run.probes[(run.probes["purpose"] == "search") & (run.probes["model"] == "after")]
-
-
-def _same(then: str | None, now: str | None) -> bool:
-    return then is not None and then == now
 
 
 def _row(what: str, paired: PairedFailures | None, same: bool, tolerance: float) -> GateRow:
@@ -298,9 +285,6 @@ def _case(group: str, name: str, tag: str, kind: str, message: str) -> ElementTr
         text = escape_controls(message.replace("\n", " "))
         ElementTree.SubElement(case, tag, type=kind, message=text).text = text
     return case
-
-
-UNDECIDED = "no decision needed: it ends with its landscape"
 
 
 def _shown(text: str) -> str:
@@ -385,8 +369,8 @@ def show_gate(console: Console, result: GateResult) -> None:
     for whose, verdict in (("the workspace's", result.now), (f"{result.against}'s", result.then)):
         if verdict is not None:
             style = "yellow" if verdict.word == NO_GATES else "green" if verdict.passed is True else "red"
-            told = f"[{style}]{verdict.word}[/]; {_shown(verdict.decided or UNDECIDED)}"
-            console.print(f"{_shown(whose)} own verdict: {told}", soft_wrap=True)
+            decided = _shown(verdict.decided or "no decision needed: it ends with its landscape")
+            console.print(f"{_shown(whose)} own verdict: [{style}]{verdict.word}[/]; {decided}", soft_wrap=True)
     if result.rows:
         _show_measures(console, result)
     for note in result.notes:

@@ -53,13 +53,7 @@ _FOUND = (".modes[", ".failures_moved.regions[")  # what one result has and the 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """A bundle's audit, run again.
-
-    Args:
-        deviations: the numbers and verdicts that are not the same.
-        results: the folder of the new results if they do not agree.
-        statement: the file with the signed statement, once there is one.
-    """
+    """A bundle's audit, run again: the numbers that are not the same, and the folder of results that do not agree."""
 
     bundle: Path
     reproduction: Reproduction
@@ -69,13 +63,10 @@ class Reproduced:
 
 
 def reproduce_bundle(path: Path, say: Callable[[str], None]) -> Reproduced:
-    """Run a bundle's audit again, and compare the results with the bundle's.
+    """Run a bundle's audit again, and compare the results with the bundle's; `say` gets each line that stages print.
 
     The current folder is the workspace. A killed run resumes after the last stage that it finished. Raises a UsageError
     if the bundle does not hold, or code or inputs here are not those it names; an InfrastructureError if a stage fails.
-
-    Args:
-        say: called with each line of what the stages print.
     """
     if problems := problems_of(path):
         raise UsageError(f"{path} does not hold, so there is nothing to reproduce: {problems[0]}")
@@ -239,29 +230,14 @@ def deviation_text(deviation: Deviation) -> str:
     return f"{deviation.where}: {ours} in the bundle, {theirs} here{noise}"
 
 
-@dataclass(frozen=True)
-class Number:
-    """One value of a result, and the bounds between which chance may move it; None if they were not measured."""
-
-    value: Any
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def counts(self) -> bool:
-        """Whether it was measured together with its noise."""
-        return self.low is not None and self.high is not None and isinstance(self.value, int | float)
+_Number = tuple[Any, tuple[float, float] | None]  # a value, and between which bounds chance may move it, if measured
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """A value that is not the same in both results; None where one of them lacks it.
+    """A value that is not the same in both results, `ours` in the bundle; None where one of them lacks it.
 
-    Args:
-        ours: the value that was to be reproduced.
-        theirs: the other one.
-        noise: by how much the two may differ in this direction.
-        beyond: whether they differ by more.
+    `noise` is by how much the two may differ in this direction; `beyond`: they differ by more.
     """
 
     where: str
@@ -297,36 +273,35 @@ def compare_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Liken
     """Compare two results, each a document of plain data by file name."""
     a, b = dict(_numbers(ours)), dict(_numbers(theirs))
     # By how much to widen 95% intervals so that all of them hold together.
-    normal, tail, numbers = NormalDist(), (1 - LEVEL) / 2, max(sum(number.counts for number in a.values()), 1)
-    wider = normal.inv_cdf(1 - tail / numbers) / normal.inv_cdf(1 - tail)
+    normal, tail = NormalDist(), (1 - LEVEL) / 2
+    measured = max(sum(bounds is not None for _, bounds in a.values()), 1)
+    wider = normal.inv_cdf(1 - tail / measured) / normal.inv_cdf(1 - tail)
     judged = equal = rest = 0
     deviations = []
     for where in dict.fromkeys([*a, *b]):
-        one, other = a.get(where), b.get(where)
-        both = [number for number in (one, other) if number is not None]
-        measured = all(number.counts for number in both)
-        strict = where.endswith(".passed") or (len(both) == 1 and measured and any(part in where for part in _FOUND))
-        if not strict and not (measured and len(both) == 2):
-            rest += one != other
+        both = [of[where] for of in (a, b) if where in of]
+        alone, known = len(both) == 1, all(bounds is not None for _, bounds in both)
+        strict = where.endswith(".passed") or (alone and known and any(part in where for part in _FOUND))
+        if not strict and (alone or not known):
+            rest += alone or both[0] != both[1]
             continue
         judged += 1
-        x: Any = one.value if one else None
-        y: Any = other.value if other else None
-        if one and other and x == y:
+        x, y = (of[where][0] if where in of else None for of in (a, b))
+        if x == y and not alone:
             equal += 1
         else:
-            noise = wider * _noise(one, other) if one and other and not strict else None
+            noise = None if strict else wider * _noise(*both)
             deviations.append(Deviation(where, x, y, noise, noise is None or abs(x - y) > noise))
     return Likeness(judged, equal, deviations, rest)
 
 
-def _noise(one: Number, other: Number) -> float:
+def _noise(one: _Number, other: _Number) -> float:
     """The half-width of the interval of a difference, on the side towards 0."""
-    upper, lower = (one, other) if one.value < other.value else (other, one)
-    return hypot((upper.high or 0.0) - upper.value, lower.value - (lower.low or 0.0))
+    (low, (_, most)), (high, (least, _)) = sorted((one, other), key=lambda number: number[0])
+    return hypot(most - low, high - least)
 
 
-def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, Number]]:
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, _Number]]:
     """All leaves of a document but the bounds of intervals, by their places."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -334,7 +309,7 @@ def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, Number]]:
             if isinstance(inner, Mapping | list):
                 yield from _numbers(inner, place)
             elif not key.endswith(("_low", "_high")) and key not in ("low", "high"):
-                yield place, Number(inner, *_bounds(value, key))
+                yield place, (inner, _bounds(value, key))
     elif isinstance(value, list):
         names = [_name(inner) for inner in value]
         if not all(names) or len(set(names)) < len(names):
@@ -342,7 +317,7 @@ def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, Number]]:
         for name, inner in zip(names, value, strict=True):
             yield from _numbers(inner, f"{where}[{name}]")
     else:
-        yield where, Number(value)
+        yield where, (value, None)
 
 
 def _name(entry: Any) -> str:
@@ -353,7 +328,9 @@ def _name(entry: Any) -> str:
     return " ".join(name for name in named if isinstance(name, str))
 
 
-def _bounds(of: Mapping[str, Any], key: str) -> tuple[float | None, float | None]:
+def _bounds(of: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    if not isinstance(of[key], int | float):
+        return None
     floor = of.get("noise_floor")
     if isinstance(floor, Mapping) and isinstance(of[key], float):
         most = floor.get("max") if key == "distance" else (floor.get(key) or {}).get("max") if key in floor else None
@@ -361,4 +338,4 @@ def _bounds(of: Mapping[str, Any], key: str) -> tuple[float | None, float | None
             return of[key] - most, of[key] + most
     names = ("low", "high") if key in _WITH_PLAIN_BOUNDS else (f"{key}_low", f"{key}_high")
     low, high = (of.get(name) for name in names)
-    return (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else (None, None)
+    return (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else None

@@ -20,6 +20,7 @@ _LARGEST_PEM = 1 << 20  # bytes read of a file of keys
 KINDS = "Ed25519, ECDSA (P-256, P-384, P-521) or RSA"
 SIGNED_ON, TIME = "faded_signedOn", "%Y-%m-%dT%H:%M:%SZ"
 _ENVELOPE = "the signed envelope"
+_CLOCKS_DIFFER = timedelta(days=1)  # largest difference between machines that sign the same evidence
 PUBLIC_KEY = "publicKey"  # field of a signature, beside its keyid and sig
 
 
@@ -44,12 +45,9 @@ def machine_key() -> Any:
 
 
 def known_keys(files: Iterable[Path] | None = None) -> dict[str, str]:
-    """Public keys by their ids, each with a name for people.
+    """Names for people of the public keys in PEM files, by default all in `known_dir`, by the keys' ids.
 
     Raises a UsageError if one of the files has no key.
-
-    Args:
-        files: PEM files; by default all in `known_dir`.
     """
     if files is None:
         return {key.keyid: path.stem for path in sorted(known_dir().glob("*.pem")) for key in read_public_keys(path)}
@@ -57,12 +55,9 @@ def known_keys(files: Iterable[Path] | None = None) -> dict[str, str]:
 
 
 def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
-    """Read a private key from a PEM file.
+    """Read a private key from a PEM file; `passphrase` is called only if it is encrypted.
 
     Raises a UsageError if it is not a supported key, or the passphrase is wrong.
-
-    Args:
-        passphrase: called only if the key is encrypted.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -113,15 +108,12 @@ def _pem(path: Path) -> bytes:
 def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = None) -> tuple[dict[str, Any], str]:
     """Sign a statement; return the envelope as plain data, and the key's id.
 
-    Raises a UsageError if the key's kind is not one of `KINDS`.
-
-    Args:
-        earlier: a valid envelope. Its signatures are kept, and so is its time if that is not in the future: another
-            signature does not make evidence newer.
+    The signatures of an earlier envelope are kept, and so is its time if that is not in the future: another signature
+    does not make evidence newer. Raises a UsageError if the key's kind is not one of `KINDS`.
     """
     from securesystemslib.dsse import Envelope
 
-    now = _now()
+    now = datetime.now(UTC)
     if earlier is not None and check_envelope(earlier, statement)[0] <= now + _CLOCKS_DIFFER:
         envelope = read_envelope(earlier)
     else:
@@ -131,10 +123,7 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
 
 
 def sign_statement(statement: Mapping[str, Any], private_key: Any) -> dict[str, Any]:
-    """Sign another statement as it is; return the envelope as plain data.
-
-    Raises a UsageError if the key's kind is not one of `KINDS`.
-    """
+    """Sign another statement as it is; return the envelope as plain data."""
     from securesystemslib.dsse import Envelope
 
     envelope = Envelope(dump_json(statement), PAYLOAD_TYPE, {})
@@ -151,13 +140,6 @@ def _sign(envelope: Any, private_key: Any) -> str:
         raise UsageError(f"keys of the kind {type(private_key).__name__} are not supported, expected {KINDS}") from None
     signature.unrecognized_fields[PUBLIC_KEY] = public_pem(private_key)
     return str(signature.keyid)
-
-
-_CLOCKS_DIFFER = timedelta(days=1)  # largest difference between machines that sign the same evidence
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _with_time(statement: bytes, when: str) -> bytes:
@@ -189,11 +171,17 @@ def signers(envelope: Any) -> tuple[str, ...]:
 
     Raises a UsageError if one was not, or there is none.
     """
+    from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+
     if not envelope.signatures:
         raise UsageError("it has no signature, expected at least one")
     for key_id, signature in envelope.signatures.items():
         key = _public_key(signature.unrecognized_fields[PUBLIC_KEY].encode())
-        if key.keyid != key_id or not _is_signed_by(envelope, key):
+        try:
+            valid = key.keyid == key_id and bool(envelope.verify([key], 1))
+        except (VerificationError, UnverifiedSignatureError):
+            valid = False
+        if not valid:
             raise UsageError(f"the signature by key id {key_id[:16]}... is not valid")
     return tuple(envelope.signatures)
 
@@ -221,18 +209,7 @@ def read_envelope(data: bytes) -> Any:
 
 def _is_as_written(signature: Any) -> bool:
     """Whether a signature has a public key beside keyid and sig, and nothing else, not even around the key."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    given = signature.unrecognized_fields[PUBLIC_KEY].encode()
-    as_written = load_pem_public_key(given).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return len(signature.unrecognized_fields) == 1 and given == as_written
-
-
-def _is_signed_by(envelope: Any, key: Any) -> bool:
-    from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
-
-    try:
-        envelope.verify([key], 1)
-    except (VerificationError, UnverifiedSignatureError):
-        return False
-    return True
+    given = signature.unrecognized_fields[PUBLIC_KEY]
+    return len(signature.unrecognized_fields) == 1 and given == public_pem(load_pem_public_key(given.encode()))

@@ -42,11 +42,7 @@ SIGNATURE = "model.sig"  # of an exported folder, for others' tools; it is not p
 
 @dataclass(frozen=True)
 class Demands:
-    """What a bundle has to be besides consistent.
-
-    Args:
-        max_age: largest number of days since a known key signed it.
-    """
+    """What a bundle has to be besides consistent; `max_age`: days since a known key signed it, at most."""
 
     signed: bool = False
     repaired: bool = False
@@ -97,12 +93,7 @@ def verify_bundle(
 
 
 def check_seals(bundle: Bundle, known: Mapping[str, str] | None = None, demands: Demands = NOTHING) -> list[Check]:
-    """Check that a bundle is as it was written, and who signed it.
-
-    Args:
-        known: names of known keys, by id.
-        demands: requirements; only those on the signature matter here.
-    """
+    """Check that a bundle is as it was written, and who signed it; only demands on the signature matter here."""
     sealed = [run_check(name, partial(check, bundle)) for name, check in _SEALS.items()]
     return [*sealed, run_check("signature", lambda: _signature(bundle, known or {}, demands))]
 

@@ -282,8 +282,7 @@ def evidence_of(params: Params, audit: str) -> Path:
 def proven_evidence(params: Params, audit: str) -> Path:
     """The bundle of a finished audit after all the checks of `faded verify`, signed if possible.
 
-    Raises a UsageError if the audit is not finished, and a DamagedError if outputs differ from what its stages wrote,
-    or the bundle does not hold.
+    Raises what `evidence_of` does, and a DamagedError if the bundle does not hold.
     """
     path = evidence_of(params, audit)
     if problems := problems_of(path):
@@ -305,15 +304,11 @@ class NotPassedError(FadedError, RuntimeError):
 
 
 def export_model(params: Params, audit: str, folder: Path, *, force: bool = False, key: Path | None = None) -> Path:
-    """Write the repaired model of a finished audit to a folder, which appears whole or not at all.
+    """Write the repaired model of a finished audit to a folder, which appears whole or not at all; return its bundle.
 
-    An adapter is exported as an adapter; its card names the base it needs. Returns the bundle that was put beside it.
-    Raises a UsageError if the folder is not empty, the audit has no repair, or it is not finished; a NotPassedError if
-    it did not pass; an InfrastructureError if outputs differ from what stages wrote, or the evidence does not hold.
-
-    Args:
-        force: export it also if it did not pass: a gate failed, could not be judged, or none is set.
-        key: a private key that signs the folder for tools of others, see `sign_model`.
+    An adapter is exported as an adapter; its card names the base it needs. Raises a UsageError if the folder is not
+    empty, the audit has no repair, or it is not finished; a NotPassedError if it did not pass, without `force`; an
+    InfrastructureError if outputs differ from what stages wrote, or the evidence does not hold.
     """
     params.repair(audit)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -17,13 +17,10 @@ from stages.tasks.contract import Items
 
 
 def shard_audit(params: Params, name: str, shards: int, gpus: int | None, console: Console) -> None:
-    """Set how many shares the search of an audit has; 1 leaves it undivided.
+    """Set how many shares the search of an audit has, 1 for undivided, and the GPUs of its stages, None to keep them.
 
     Raises a UsageError if a share would have no probe, or no item once prepare has written the items, or params.yaml's
     layout does not allow the edit.
-
-    Args:
-        gpus: GPUs that each share, and the audit's other stages, request; None to keep the current number.
     """
     audit = params.audit(name)
     budget = audit.discover.budget

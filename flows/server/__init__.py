@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 HOME = WORK / "prefect"  # its database
+_LOG = LOGS / "prefect-server.log"
 RECORD = WORK / "prefect-server.json"  # record of the server of `faded serve` for other commands
 _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
 _DEATHS = 3  # deaths in quick succession after which a command gives up its server
@@ -94,13 +95,9 @@ def _credential_of(api: str) -> str | None:
 def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextManager[Any]]:
     """Start a local server unless there is one already, see `configured_api`.
 
-    Args:
-        records: folder of the server's record as a child. `faded serve` and commands that may run beside an audit use
-            their own, because an audit ends whatever is in its folder.
-
-    Returns:
-        A function to call when the API is needed: it waits until the server responds, and returns the context in which
-        flows use it.
+    It returns a function to call when the API is needed, which waits until the server responds, and returns the context
+    in which flows use it. Commands that may run beside an audit need a folder of records of their own, because an audit
+    ends whatever is in its folder.
     """
     from prefect.settings import get_current_settings
 
@@ -115,7 +112,7 @@ def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextMa
 
     def ready() -> AbstractContextManager[Any]:
         server.wait()
-        server.keep()
+        server.keeper.start()
         return server.clients()
 
     return ready
@@ -126,10 +123,6 @@ class OwnServer:
 
     This process holds the port, not the server, which takes seconds to start. Meanwhile, or after it died, another
     program could otherwise take the port, respond in its place, and receive the credential.
-
-    Args:
-        port: its port on loopback, 0 for any.
-        records: folder of its record as a child.
     """
 
     def __init__(self, port: int, records: Path = RECORDS) -> None:
@@ -143,7 +136,7 @@ class OwnServer:
         self._thread: threading.Thread | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._closing = threading.Event()
-        self._keeper: threading.Thread | None = None
+        self.keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
 
     def clients(self) -> AbstractContextManager[Any]:
         """The context in which Prefect's clients use it."""
@@ -162,7 +155,7 @@ class OwnServer:
         levels = dict.fromkeys(("PREFECT_SERVER_LOGGING_LEVEL", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"), "WARNING")
         command = ["uvicorn", "--factory", "flows.server:app", "--fd", str(fd), "--log-level", "warning"]
         # Append: a restarted server must not overwrite why the last one ended.
-        output = self._life.enter_context(_log().open("a"))
+        output = self._life.enter_context(_LOG.open("a"))
         running = child(
             "prefect-server",
             command,
@@ -198,7 +191,7 @@ class OwnServer:
             if _healthy(self.api, self.credential, patience=1):
                 return
             time.sleep(0.05)
-        raise InfrastructureError(f"the local Prefect server did not start, see {_log()}")
+        raise InfrastructureError(f"the local Prefect server did not start, see {_LOG}")
 
     @contextlib.contextmanager
     def served(self) -> Iterator[None]:
@@ -208,7 +201,7 @@ class OwnServer:
         an InfrastructureError if it does not start.
         """
         _make_folders()
-        with _log().open("a") as log:
+        with _LOG.open("a") as log:
             self._thread = threading.Thread(target=self._serve, args=(log,), name="prefect-server", daemon=True)
             try:
                 self._thread.start()
@@ -261,19 +254,17 @@ class OwnServer:
             replace_file(made_by, prefect.__version__)
         return done.returncode == 0
 
-    def keep(self) -> None:
-        """Restart it whenever it dies, until it is closed."""
-        self._keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
-        self._keeper.start()
-
     def _keep(self) -> None:
+        """Restart it whenever it dies, until it is closed.
+
+        The restarted server is a child of this thread and dies with it, so the thread lives as long as it is needed.
+        """
         deaths, since = 0, time.monotonic()
-        # The restarted server is a child of this thread and dies with it, so the thread lives as long as it is needed.
         while not self._closing.wait(0.1):
             if self._process is not None and self._process.poll() is not None:
                 deaths = deaths + 1 if time.monotonic() - since < _SOON else 1
                 if deaths == _DEATHS:
-                    _give_up(f"died {_DEATHS} times in a row, see {_log()}")
+                    _give_up(f"died {_DEATHS} times in a row, see {_LOG}")
                 since = time.monotonic()
                 self._life.close()
                 try:
@@ -283,8 +274,8 @@ class OwnServer:
 
     def close(self) -> None:
         self._closing.set()
-        if self._keeper is not None:
-            self._keeper.join()
+        if self.keeper.is_alive():
+            self.keeper.join()
         self._life.close()
         self._listening.close()
         if self._held is not None:
@@ -304,11 +295,9 @@ def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
     """Listen on a port of 127.0.0.1, 0 for any, and block the same port of ::1.
 
     Browsers may resolve a name under localhost to ::1 as well: a program listening there would get the one-time link.
-
-    Returns:
-        The listening socket, and the blocking one; None if the machine has no ::1.
+    Instead of the socket that blocks it, None if the machine has no ::1.
     """
-    for attempt in range(10):
+    while True:
         listening = socket.create_server(("127.0.0.1", port))
         held = None
         try:
@@ -321,9 +310,8 @@ def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
             if error.errno != errno.EADDRINUSE:  # the machine has no ::1
                 return listening, None
             listening.close()
-            if port or attempt == 9:
+            if port:
                 raise
-    raise AssertionError
 
 
 def _give_up(why: str) -> NoReturn:
@@ -340,10 +328,6 @@ def ui_url(api: str) -> str:
     base = api.removesuffix("/").removesuffix("/api")
     record = ServerRecord.read(RECORD)
     return base if record is None or record.url != api else f"http://{record.host}:{base.rpartition(':')[2]}"
-
-
-def _log() -> Path:
-    return LOGS / "prefect-server.log"
 
 
 def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:

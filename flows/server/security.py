@@ -137,11 +137,7 @@ def authorization(credential: str) -> str:
 
 
 def client_settings(api: str, credential: str | None = None) -> dict[Any, Any]:
-    """Settings for Prefect's clients of a server.
-
-    Args:
-        credential: the credential of a server that Faded started; None for any other, which must not receive it.
-    """
+    """Settings for Prefect's clients of a server; without a credential if Faded did not start it."""
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CUSTOM_HEADERS, get_current_settings
 
     settings = get_current_settings()
@@ -214,8 +210,7 @@ class Keys:
     def redeem(self, token: str, audit: str, cookie: str | None = None) -> Session | None:
         """Redeem a token for a session: the cookie's or a new one, which may see the audit from now on.
 
-        Returns:
-            None if the token was used before, has expired, or is for another audit.
+        None if the token was used before, has expired, or is for another audit.
         """
         with self._lock:
             of, reviewer, expires = self._links.get(_digest(token), ("", "", 0.0))
@@ -241,16 +236,14 @@ class Keys:
     def undecided(self) -> int:
         """Number of browsers that were shown an audit without recording a decision on it."""
         with self._lock:
-            self._forget()
+            self._live(None)
             return sum(bool(s.seen - s.done) for s in self._sessions.values())
 
     def _live(self, cookie: str | None) -> Session | None:
-        self._forget()
-        return self._sessions.get(_digest(cookie)) if cookie else None
-
-    def _forget(self) -> None:
+        """The session of a cookie, if it has one; sessions that were idle for long are forgotten."""
         oldest = time.monotonic() - IDLE_SECONDS
         self._sessions = {digest: session for digest, session in self._sessions.items() if session.used > oldest}
+        return self._sessions.get(_digest(cookie)) if cookie else None
 
 
 def _digest(text: str) -> str:
@@ -282,9 +275,7 @@ def host_of(header: str | None) -> str:
 def knows_host(header: str | None, host: str) -> bool:
     """Whether a request's Host is one of ours, which refuses pages of other names that resolve to this machine.
 
-    Args:
-        header: the request's Host header; its port may differ, as through a tunnel.
-        host: the host of the pages: a secret name, or the host that `--host` made reachable.
+    Ours is a secret name, or the host that `--host` made reachable; the port may differ, as through a tunnel.
     """
     named = host_of(header)
     if host.endswith(".localhost"):
@@ -313,8 +304,6 @@ def same_origin(headers: Mapping[str, str]) -> bool:
 LINKS, OPEN = "/faded/links", "/faded/open"  # where commands request a one-time link, and its target
 _COOKIE = "faded-prefect"
 _PAGES = "prefect"  # purpose of the links
-_LOOPBACK = ("127.0.0.1", "localhost")
-_CHANGES_NOTHING = ("GET", "HEAD", "OPTIONS")
 _SIGN_IN = """\
 <!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>
 <body style="font: 1rem/1.5 sans-serif; max-width: 40rem; margin: 4rem auto; padding: 0 1rem">
@@ -327,8 +316,7 @@ workspace, run <code>faded serve --link</code> and open what it prints in this b
 class Guard:
     """An ASGI application that passes on requests with the credential or from a signed-in browser.
 
-    Args:
-        host: the host name under which browsers see its pages; None if it has none, and no cookie is accepted.
+    Browsers see its pages under `host`; without one no cookie is accepted.
     """
 
     def __init__(self, app: ASGIApp, credential: str, host: str | None = None) -> None:
@@ -348,7 +336,8 @@ class Guard:
         """The answer to a request about sign-in or one that is refused; None if it is passed on."""
         host = asked.headers.get("host", "")
         name = host.rpartition(":")[0] or host
-        program = name in (*_LOOPBACK, self._host) and same(asked.headers.get("authorization"), self._authorization)
+        shown = asked.headers.get("authorization")
+        program = name in ("127.0.0.1", "localhost", self._host) and same(shown, self._authorization)
         path, method = asked.scope["path"], asked.scope.get("method", "websocket")
         if self._host is not None and program and (method, path) == ("POST", LINKS):
             port = host.removeprefix(name)
@@ -361,7 +350,7 @@ class Guard:
                 session = self._keys.redeem(asked.query_params.get("token", ""), _PAGES, cookie)
                 return self._opened(session or self._keys.session(cookie))
             # Browsers send the cookie with every request to this host, whichever site caused the request.
-            ours = method in _CHANGES_NOTHING or same_origin(asked.headers)
+            ours = method in ("GET", "HEAD", "OPTIONS") or same_origin(asked.headers)
             if ours and self._keys.session(cookie) is not None:
                 return None
         return _refusal(asked.headers)

@@ -18,12 +18,9 @@ LOGS = WORK / "logs"
 def enter_workspace(*, update: bool = True) -> Path:
     """Change to the workspace at or above the current folder, and update its files to the installed package.
 
-    Folders with the user's own pipelines, which may have a params.yaml and a dvc.yaml too, are skipped. Raises a
-    UsageError if there is none, and an InfrastructureError if files have to be updated while another process runs an
-    audit there.
-
-    Args:
-        update: otherwise the caller has to call `bring_up_to_date`.
+    Without `update`, the caller has to call `bring_up_to_date`. Folders with the user's own pipelines, which may have
+    a params.yaml and a dvc.yaml too, are skipped. Raises a UsageError if there is none, and an InfrastructureError if
+    files have to be updated while another process runs an audit there.
     """
     here = Path.cwd()
     both = [f for f in (here, *here.parents) if (f / "params.yaml").is_file() and (f / "dvc.yaml").is_file()]
@@ -86,11 +83,8 @@ _holding = 0
 def exclusive(say: Callable[[str], object] | None = None) -> Iterator[None]:
     """Lock the workspace against a second audit; re-entrant within this process.
 
-    Raises an InfrastructureError if another process runs an audit here and `say` is None; it names the process id.
-
-    Args:
-        say: called with what is being waited for while another process runs an audit here; without it, this is an error
-            at once.
+    While another process runs an audit here, it calls `say` with what is being waited for, or without it raises an
+    InfrastructureError at once, which names the process id.
     """
     global _holding  # noqa: PLW0603  # a file lock belongs to the process, and so does its count
     if _holding:

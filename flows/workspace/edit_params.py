@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
-from ruamel.yaml.scalarstring import SingleQuotedScalarString
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
 from stages.concepts import Level
 from stages.core.errors import UsageError
@@ -43,8 +43,7 @@ def edited(
     Raises a LayoutError if this cannot be done without changing other lines.
 
     Args:
-        change: changes the content, a mapping, in place. It is called twice: on the edited document, and on a plain
-            copy that gives the expected result.
+        change: changes the content, a mapping, in place: the edited document, and a plain copy to compare it with.
         written: applied to each line that is rewritten.
         shared: whether content that others share by an alias may change with it.
     """
@@ -79,12 +78,11 @@ def in_one_line(values: dict[str, Any] | list[Any]) -> Any:
 
 
 def in_quotes(value: str) -> str:
-    """Text, quoted if YAML 1.1, which Prefect, DVC and Faded read, would not read it as text."""
-    try:
-        plain = yaml.safe_load(value) == value
-    except yaml.YAMLError:
-        plain = False
-    return value if plain else SingleQuotedScalarString(value)
+    """Text, quoted where YAML 1.1, which Prefect, DVC and Faded read, needs that within brackets."""
+    if "\n" in value:
+        return DoubleQuotedScalarString(value)
+    quote = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True)[1]
+    return {"'": SingleQuotedScalarString, '"': DoubleQuotedScalarString}.get(quote, str)(value)
 
 
 def round_trip() -> YAML:
@@ -201,12 +199,9 @@ def with_proposed(
     prepare: Mapping[str, Any],
     proposed: Mapping[str, str],
 ) -> str:
-    """The text of params.yaml with the proposed concepts of an audit.
+    """The text of params.yaml with an audit's proposed concepts, by whom, and what they need under `prepare:`.
 
-    Args:
-        concepts: all levels of concepts that are new, or have new levels behind their own.
-        prepare: keys of `prepare:`, lists or mappings of texts that are new or longer.
-        proposed: by concept, who proposed it.
+    Concepts have all their levels, with the new ones behind; lists and mappings of texts are new or longer.
     """
 
     def change(params: Any) -> None:
@@ -260,12 +255,7 @@ def with_usage(text: str, audit: str, levels: Mapping[str, Mapping[Level, float]
 
 
 def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
-    """The text of params.yaml with the search of an audit divided into shares; 1 leaves it undivided.
-
-    Args:
-        shards: its new `discover.shards`.
-        gpus: its new `compute.gpus`; None leaves it unchanged.
-    """
+    """The text of params.yaml with other `discover.shards`, 1 for none, and `compute.gpus`, None to leave them."""
 
     def change(params: Any) -> None:
         block = params["audits"][audit]
@@ -292,11 +282,7 @@ def with_compute(text: str, audit: str, changes: Mapping[str, str | int]) -> str
 
 
 def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
-    """The text of params.yaml with other public keys of reviewers.
-
-    Args:
-        keys: by audit, all its keys by reviewer; names are only added or removed.
-    """
+    """The text of params.yaml with other public keys, for each audit all, by reviewer; names only come and go."""
 
     def change(params: Any) -> None:
         for audit, listed in keys.items():
@@ -316,9 +302,7 @@ def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
 def with_file(text: str, audit: str, place: tuple[str, str], entry: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The text of params.yaml with a file of people's opinions, and other audits that share it through an alias.
 
-    Args:
-        place: block and key of the entry: `discrepancy.ratings`, `summarize.spot_check`.
-        entry: the file, its hash, and what else there is to say.
+    The place is `discrepancy.ratings` or `summarize.spot_check`; the entry has the file, its hash, and more.
     """
     name, key = place
 

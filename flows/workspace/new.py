@@ -4,7 +4,6 @@ The block of a new audit in params.yaml is commented as a person would write it.
 """
 
 import contextlib
-import logging
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,8 @@ from typing import Any
 
 import yaml
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
-from flows.workspace.edit_params import dumped, in_one_line, unshared
+from flows.workspace.edit_params import dumped, in_one_line, in_quotes, unshared
 from flows.workspace.pipeline import (
     DVC_YAML,
     PARAMS,
@@ -47,15 +45,18 @@ repairs: {}
 # Where stages run: threads of this machine, or dask or ray, here or at an address. `--runner` says otherwise for once.
 runner: threads
 """
+_DVC_CONFIG = f"""\
+[core]
+    analytics = false
+[plots]
+    html_template = {PLOTS.name}/page.html
+"""
 _COMMENT_AT = 58  # column of comments, unless the line is longer
 _ABOVE = ("concepts", "discrepancy", "repair.gates")  # keys whose comment has lines of its own above them
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what `write_workspace` refuses, before anything is written.
-
-    Raises a UsageError if the folder has the user's own pipeline, or git ignores its data.
-    """
+    """Raise the UsageErrors of `write_workspace` before anything is written."""
     if not folder.is_dir() or (has_pipeline(folder) and not is_own(folder)):
         return
     _refuse_foreign(folder)
@@ -98,13 +99,9 @@ def add_folders(folder: Path, name: str, *, repair: bool) -> None:
 
 
 def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping[str, Any] | None = None) -> None:
-    """Add an audit to a workspace: its folders and, atomically, its blocks in params.yaml.
+    """Add an audit to a workspace: its folders and, atomically, its blocks in params.yaml, as in `AuditDraft`.
 
     Raises a UsageError if the name is taken, the blocks are invalid, or params.yaml's layout cannot take them.
-
-    Args:
-        audit: its block, as in `AuditConfig`.
-        repair: the block of its repair, as in `RepairConfig`; None for no repair.
     """
     path, partial = folder / PARAMS, folder / f".{PARAMS}.new"
     text = text_of(path)
@@ -176,34 +173,20 @@ def _ignored(folder: Path, name: str) -> bool:
 
 def _make_dvc(folder: Path) -> None:
     """Create .dvc as `dvc init --subdir` does, but atomically, without analytics, and without touching git's index."""
-    from dvc.config import Config
-    from dvc.repo import Repo
-
     home = folder / WORK / "dvc-init"
     shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    git("init", "--quiet", folder=home)
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # its messages would repeat Faded's own
-    Repo.init(str(home)).close()
-    with Config(str(home / ".dvc")).edit("repo") as config:
-        config["core"]["analytics"] = "false"  # as `dvc config` writes it
-        config["plots"]["html_template"] = f"{PLOTS.name}/page.html"
-    (home / ".dvc" / PLOTS.name).mkdir(exist_ok=True)
-    shutil.copy(PLOTS / "page.html", home / ".dvc" / PLOTS.name)
-    shutil.rmtree(home / ".dvc" / "tmp", ignore_errors=True)
-    (home / ".dvc").replace(folder / ".dvc")
-    shutil.rmtree(home)
+    (home / PLOTS.name).mkdir(parents=True)
+    shutil.copy(PLOTS / "page.html", home / PLOTS.name)
+    (home / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    (home / "config").write_text(_DVC_CONFIG)
+    home.replace(folder / ".dvc")
 
 
 @dataclass(frozen=True)
 class AuditDraft:
-    """An audit that is to be written, with comments.
+    """An audit that is to be written: its block, as in `AuditConfig`, that of its repair, as in `RepairConfig`, if any.
 
-    Args:
-        audit: its block, as in `AuditConfig`.
-        repair: the block of its repair, as in `RepairConfig`; None for no repair.
-        notes: comments by key: "prepare.items", "concepts.blur", "repair.gates"; others than those in `_ABOVE` are put
-            after the key.
+    Notes are comments by key: "prepare.items", "concepts.blur", "repair.gates".
     """
 
     name: str
@@ -247,13 +230,7 @@ def _flow(value: Any) -> Any:
         return in_one_line({_flow(key): _flow(inner) for key, inner in value.items()})
     if isinstance(value, list | tuple):
         return in_one_line([_flow(inner) for inner in value])
-    if not isinstance(value, str):
-        return value
-    if "\n" in value:
-        return DoubleQuotedScalarString(value)
-    # Quoted as PyYAML does within brackets, where more words need it; with YAML 1.1, which Faded and DVC read.
-    quote = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True)[1]
-    return {"'": SingleQuotedScalarString, '"': DoubleQuotedScalarString}.get(quote, str)(value)
+    return in_quotes(value) if isinstance(value, str) else value
 
 
 def with_draft(text: str, draft: AuditDraft) -> str:

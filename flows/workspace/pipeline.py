@@ -94,8 +94,7 @@ def update_pipeline() -> list[str]:
 def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> dict[Path, str]:
     """The missing files that keep the folders of an audit in git and its outputs out of it.
 
-    Args:
-        own: whether it is a custom workspace; a clone's root folder has the ignore files for all audits.
+    Unless it is a custom workspace (`own`), the root folder has the ignore files for all audits.
     """
     home = folder / DATA / name
     files = {home / ".gitignore": _GIT_IGNORES, home / ".dvcignore": _DVC_IGNORES} if own else {}

@@ -37,11 +37,7 @@ def check_machines(config: RunnerConfig) -> None:
 
 
 def travels(stage: str) -> bool:
-    """Whether a stage may run in a worker's clone.
-
-    People's decisions are on the driver, so `collect_feedback` stays there. So do stages of other pipelines and files
-    tracked by `dvc add`.
-    """
+    """Whether a stage may run in a worker's clone: not if it needs people's decisions, or is of another pipeline."""
     return ":" not in stage and not stage.endswith(".dvc") and stage.partition("@")[0] != GATED
 
 

@@ -98,20 +98,17 @@ class Store:
 
         Objects that do not match their names are removed from both, so that they can be pushed again.
         """
-        self._drop_damaged(entries)
-        outputs = [out for out in self.outputs(entries) if out.changed_cache()]
-        self._each(outputs, lambda objects: self.repo.cloud.pull(objects, remote=self.remote).failed)
-        missing = [out for out in outputs if out.changed_cache()]
-        self._drop_damaged_there(missing)
-        return [out.def_path for out in missing]
-
-    def _drop_damaged(self, entries: Sequence[Entry]) -> None:
         hashes, cache = Hashes(), CacheFolder(Path(self.repo.cache.local.path))
         for entry in entries:
             for file in cache.damaged(entry["md5"], hashes):
                 remove_damaged(file)
                 print(f"removed from DVC's cache, because it does not match its name: {file} (of {entry['path']})")
         hashes.save()
+        outputs = [out for out in self.outputs(entries) if out.changed_cache()]
+        self._each(outputs, lambda objects: self.repo.cloud.pull(objects, remote=self.remote).failed)
+        missing = [out for out in outputs if out.changed_cache()]
+        self._drop_damaged_there(missing)
+        return [out.def_path for out in missing]
 
     def _drop_damaged_there(self, outputs: Sequence[Output]) -> None:
         """Remove objects from the remote that do not match their names, among those that did not arrive."""
@@ -154,11 +151,7 @@ class Store:
         return failed
 
     def checkout(self, entries: Sequence[Entry], plain: Sequence[str] = ()) -> None:
-        """Put outputs from the cache into the workspace.
-
-        Args:
-            plain: paths of those that git tracks, which must not be links into the cache.
-        """
+        """Put outputs from the cache into the workspace; those that git tracks (`plain`) must not be links into it."""
         for out in self.outputs(entries):
             with self._copying() if out.def_path in plain else contextlib.nullcontext():
                 out.checkout(force=True)
@@ -176,11 +169,7 @@ class Store:
                 cache.cache_types = before
 
     def recall(self, stage: PipelineStage, *, here_only: bool = False) -> bool:
-        """Fetch the outputs of an earlier run on the same inputs into the cache, so that DVC need not run the stage.
-
-        Args:
-                here_only: whether to look only in this clone, not in the remote.
-        """
+        """Fetch the outputs of an earlier run on the same inputs into the cache, so that DVC need not run the stage."""
         if (folder := self._runs(stage)) is None:
             return False
         if not here_only:
@@ -189,10 +178,8 @@ class Store:
             entries = _read_run(path)
             if entries is None:
                 continue
-            whole = (
-                not any(out.changed_cache() for out in self.outputs(entries)) if here_only else not self.pull(entries)
-            )
-            if whole:
+            absent = [out for out in self.outputs(entries) if out.changed_cache()] if here_only else self.pull(entries)
+            if not absent:
                 os.utime(path)  # DVC uses the newest record of runs on the same inputs
                 return True
         return False

@@ -26,12 +26,7 @@ MASK = "CUDA_VISIBLE_DEVICES"
 
 
 class Slots:
-    """Resources shared by stages that run in threads of one process.
-
-    Args:
-        stages: how many may run at once.
-        gpus: ids of the GPUs, each given to one stage at a time.
-    """
+    """Resources shared by stages that run in threads of one process: how many may run at once, and ids of GPUs."""
 
     def __init__(self, stages: int, gpus: Sequence[str] = ()) -> None:
         self.gpus = tuple(gpus)
@@ -55,12 +50,9 @@ class Slots:
 
 
 def visible_gpus(declared: int | None = None) -> list[str]:
-    """Ids of the GPUs that stages of this process may use, in the format of CUDA_VISIBLE_DEVICES.
+    """Ids of the GPUs that stages of this process may use, as many as are declared, otherwise all.
 
-    If this process was started with a mask, its stages get ids from that mask (numbers or UUIDs).
-
-    Args:
-        declared: the number of GPUs as configured; by default as many as are found.
+    If this process was started with CUDA_VISIBLE_DEVICES, its stages get ids from that (numbers or UUIDs).
     """
     mask = os.environ.get(MASK)
     if mask is not None:
@@ -81,12 +73,7 @@ _REACH_LIMIT = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Job:
-    """What is sent to a worker.
-
-    Args:
-        workspace: absolute path of the workspace on the worker.
-        shipment: what the stage needs, if that workspace is the worker's own clone.
-    """
+    """What is sent to a worker: a stage, with what it needs if the workspace there is the worker's own clone."""
 
     stage: str
     gpus: int
@@ -101,12 +88,10 @@ Runner = Callable[[Job, Say], StageResult]
 
 
 def chosen_runner(params: Params, told: str | None) -> RunnerConfig:
-    """The chosen runner: from `--runner` or FADED_RUNNER, otherwise from params.yaml.
+    """The chosen runner: NAME or NAME=ADDRESS from `--runner` or FADED_RUNNER, otherwise from params.yaml.
 
-    Raises a UsageError if there is no such runner, its package is missing, or it takes no address.
-
-    Args:
-        told: NAME or NAME=ADDRESS. Other settings under `runner:` apply if they are for the same kind.
+    Settings under `runner:` apply if they are for the same kind. Raises a UsageError if there is no such runner, its
+    package is missing, or it takes no address.
     """
     told = told or os.environ.get("FADED_RUNNER")
     config = params.runner
@@ -147,11 +132,8 @@ def check_stages(params: Params, audits: Iterable[str], config: RunnerConfig) ->
 def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     """Start or find a place for stages; when the block ends, everything that was started for it is stopped.
 
-    Raises a UsageError if a stage requests more GPUs than any worker has, or workers with their own clones have no
-    remote to share; an InfrastructureError if nothing responds at the address.
-
-    Args:
-        gpus: the largest number of GPUs that a stage of this run requests.
+    Raises a UsageError if a stage requests more GPUs (`gpus`) than any worker has, or workers with their own clones
+    have no remote to share; an InfrastructureError if nothing responds at the address.
     """
     check_machines(config)
     if config.address not in (None, "auto"):

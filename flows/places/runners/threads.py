@@ -44,8 +44,7 @@ _changed = threading.Condition()
 def work(job: Job, devices: Sequence[str], say: Say) -> StageResult | FadedError:
     """Run a stage in its workspace; errors for people are returned, as the libraries would wrap and print raised ones.
 
-    Args:
-        devices: ids of its GPUs. Without any it sees none, as a cluster's other GPUs belong to other stages.
+    Without ids of GPUs it sees none, as a cluster's other GPUs belong to other stages.
     """
     set_defaults()
     try:
