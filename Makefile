@@ -62,7 +62,7 @@ format: .venv/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format .
 
-benchmark: .venv/.dev $(ALL_PACKAGES) ## List what measured the numbers of README and docs; NAME="backends mnist" runs one
+benchmark: .venv/.dev $(ALL_PACKAGES) ## List what measures numbers of the docs; NAME="backends mnist" runs one
 	@if [ -n "$(NAME)" ]; then $(BIN)/python -m benchmarks.$(NAME); else for file in benchmarks/[a-z]*.py; do \
 		printf '%-19s %s\n' $$(basename $$file .py) "$$(sed -n '1s/"//gp' $$file)"; done; fi
 

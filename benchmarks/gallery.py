@@ -22,12 +22,6 @@ _MARGIN = 24
 _COLOURS = 128
 
 
-def keep(picture: bytes, name: str) -> None:
-    """Write a PNG as docs/assets/NAME.png, with few colours, because git stores every version."""
-    few = Image.open(io.BytesIO(picture)).convert("RGB").quantize(_COLOURS)
-    few.save(ASSETS / f"{name}.png", optimize=True)
-
-
 def main(audits: Collection[str]) -> None:
     """Take a picture of the top of each report."""
     with sync_playwright() as playwright:
@@ -42,7 +36,9 @@ def main(audits: Collection[str]) -> None:
             box = page.locator(".first").bounding_box()
             assert box is not None
             clip = {"x": 0, "y": 0, "width": _WIDTH, "height": box["y"] + box["height"] + _MARGIN}
-            keep(page.screenshot(full_page=True, clip=clip), f"report-of-{folder.name}")
+            picture = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip)))
+            few = picture.convert("RGB").quantize(_COLOURS)  # as git stores every version
+            few.save(ASSETS / f"report-of-{folder.name}.png", optimize=True)
             print(found)
         browser.close()
 

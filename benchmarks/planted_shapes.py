@@ -15,17 +15,21 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks.modes_of_items import ToldApart, judged
-from benchmarks.study.landscapes import normal_noise
+from benchmarks.study.landscapes import KnownLandscape, normal_noise
 from stages.concepts import Concept, ConceptSpace
-from stages.landscape.confirm import Mode
-from stages.landscape.estimate import CellRates
+from stages.explorers.contract import make_explorer
+from stages.explorers.prober import Prober
+from stages.landscape.confirm import Fresh, Mode
+from stages.landscape.describe import name_modes
+from stages.landscape.estimate import CellRates, estimate_landscape
+from stages.params import DiscoverConfig, SummarizeConfig
 
 SEEDS = range(5)
 LEVELS, CONCEPTS, CLASSES, ALIKE = 7, 4, 10, 8
 BUDGET = LEVELS**CONCEPTS * CLASSES * ALIKE // 100
 INSIDE, OUTSIDE = 0.9, 0.05  # failure rates
 CELL = np.array([6, 6, 3, 6])
+ROLES = (("agent", "auto"), ("control", "random"))
 SLOPE = 0.3  # improvement of the margin, in standard deviations, per level of distance from the cell
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -48,6 +52,12 @@ SHAPES: dict[str, Shape] = {
 SHAPES["one cell, a slope to it"] = SHAPES["one cell"]
 RATES = {"none": 0.25, "never fails": 0.0, "always fails": 1.0}  # of the whole grid
 SHAPES |= dict.fromkeys(RATES, SHAPES["none"])
+
+
+class ToldApart(KnownLandscape):
+    """A truth whose items have `attributes`, one row per item id."""
+
+    attributes: pd.DataFrame
 
 
 class Planted(ToldApart):
@@ -85,6 +95,35 @@ class Planted(ToldApart):
         mean = stats.norm.ppf(rate) - self._slope * np.maximum(away - 1, 0)
         noise = normal_noise(self.concepts, self._noise_of[items], cells)
         return np.clip(0.3 * (mean + noise), -1.0, 1.0).astype(np.float32)
+
+
+def judged(task: ToldApart, seed: int, budget: int, *, spread: bool = False) -> tuple[CellRates, list[Mode]]:
+    """Return the landscape from searches with one seed, and its regions, both confirmed and suspected.
+
+    Args:
+        task: the truth.
+        seed: seed of the searches and of everything after them.
+        budget: probes of the agent and of the control each, including those for confirming.
+        spread: whether to compute intervals of cells.
+    """
+    ids, config = task.items.ids("discover"), DiscoverConfig(budget=budget)
+    spend, tables = config.searched(len(ids) * task.concepts.n_cells), []
+    for number, (role, explorer) in enumerate(ROLES):
+        prober = Prober(task, ids, spend)
+        make_explorer(explorer, {}).explore(prober, 2 * seed + number)
+        tables.append(prober.table().assign(role=role, explorer=explorer))
+    probes = pd.concat(tables, ignore_index=True)
+    evidence, how = (probes, ids, task.embed(ids), task.concepts), {"threshold": task.threshold, "seed": seed}
+    landscape = estimate_landscape(*evidence, **how, spread=spread)
+
+    def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
+        prober = Prober(task, ids, len(items))
+        prober.ask(items, cells)
+        return prober.table()
+
+    fresh, attributes = Fresh(2 * config.kept_back, ask), task.attributes.loc[ids]
+    modes, _ = name_modes(landscape, *evidence, SummarizeConfig(), **how, fresh=fresh, attributes=attributes)
+    return landscape, modes
 
 
 class Score(NamedTuple):

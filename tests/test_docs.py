@@ -192,6 +192,13 @@ def test_every_path_on_the_map_exists(page):
     assert paths and [path for path in paths if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_a_benchmark_that_docs_name_is_there_or_marked_as_retired(page):
+    there = {path.stem for path in (ROOT / "benchmarks").iterdir()}
+    named = re.findall(r"benchmarks[./]([a-z]\w+)(?:[^`]*`,\s+(\[retired\]))?", page.read_text(encoding="utf-8"))
+    assert [name for name, retired in named if (name in there) == bool(retired)] == []
+
+
 @pytest.mark.parametrize("folder", ["stages", "flows"])
 def test_the_map_names_everything_at_the_top_of(folder):
     text = MAP[1].read_text(encoding="utf-8")
