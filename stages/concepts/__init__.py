@@ -1,5 +1,3 @@
 """Concepts: what people can change about an input, and the grid those changes span."""
 
 from stages.concepts.space import Concept, ConceptSpace, Level, Region, RegionJson
-
-__all__ = ["Concept", "ConceptSpace", "Level", "Region", "RegionJson"]

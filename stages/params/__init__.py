@@ -8,7 +8,6 @@ that dvc.yaml names have no defaults here, because DVC needs them in the file.
 from stages.core.environment import DATA
 from stages.params.audit import (
     AuditConfig,
-    ComputeConfig,
     DiscoverConfig,
     GradientConfig,
     LandscapeGates,
@@ -18,34 +17,5 @@ from stages.params.audit import (
     SummarizeConfig,
 )
 from stages.params.file import Params, RunnerConfig, load_params, name_error
-from stages.params.repair import FeedbackConfig, GateConfig, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
+from stages.params.repair import FeedbackConfig, GateConfig, Gates, RepairConfig, RestructureConfig
 from stages.params.strict import Strict, checked, errors_in, parse_yaml, read_bytes, validation_lines
-
-__all__ = [
-    "DATA",
-    "AuditConfig",
-    "ComputeConfig",
-    "DiscoverConfig",
-    "FeedbackConfig",
-    "GateConfig",
-    "Gates",
-    "GradientConfig",
-    "LandscapeGates",
-    "MicroscopicConfig",
-    "Params",
-    "RatingsConfig",
-    "ReEvaluateConfig",
-    "RepairConfig",
-    "RestructureConfig",
-    "RunnerConfig",
-    "SpotCheckConfig",
-    "Strict",
-    "SummarizeConfig",
-    "checked",
-    "errors_in",
-    "load_params",
-    "name_error",
-    "parse_yaml",
-    "read_bytes",
-    "validation_lines",
-]

@@ -5,5 +5,3 @@ collects the scores and learns from them, and `apply` replaces the automatic mea
 """
 
 from stages.ratings.apply import RatedTask, Ratings, rated, read_ratings
-
-__all__ = ["RatedTask", "Ratings", "rated", "read_ratings"]

@@ -25,8 +25,8 @@ Writing, which only stages do: a folder appears whole, with its provenance, or n
 Reading imports no torch.
 """
 
-from stages.core.intervals import NO_RATE, Rate
-from stages.records.base import JsonRecord, RateRecord, Record
+from stages.core.intervals import Rate
+from stages.records.base import RateRecord, Record
 from stages.records.folder import AuditFolder, StageFolder, audit_folder
 from stages.records.landscape import Agreement, Effect, Example, Gate, Landscape, ModeRecord, Robustness, Verdict
 from stages.records.provenance import Provenance
@@ -43,39 +43,3 @@ from stages.records.repair import (
 from stages.records.search import DiscoverMetrics, Search, Searches
 from stages.records.slices import Bias, BiasComparison, BiasSubject
 from stages.records.tables import PairedProbe, ShownExample
-
-__all__ = [
-    "NO_RATE",
-    "Agreement",
-    "AuditFolder",
-    "Bias",
-    "BiasComparison",
-    "BiasSubject",
-    "Ceiling",
-    "Comparison",
-    "Difference",
-    "DiscoverMetrics",
-    "Effect",
-    "Example",
-    "Gate",
-    "JsonRecord",
-    "Landscape",
-    "ModeRecord",
-    "PairedProbe",
-    "Plan",
-    "PlannedExample",
-    "PlannedMode",
-    "PlannedPair",
-    "Provenance",
-    "Rate",
-    "RateRecord",
-    "Record",
-    "RepairVerdict",
-    "Robustness",
-    "Search",
-    "Searches",
-    "ShownExample",
-    "StageFolder",
-    "Verdict",
-    "audit_folder",
-]

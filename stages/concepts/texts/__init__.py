@@ -15,19 +15,4 @@ docs/own-task.md. `reword`, `leave_out` and `edit_letters` build its `apply` fro
 from stages.concepts.texts.concepts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
 from stages.concepts.texts.document import ArticleDraws, Token, sentences
 from stages.concepts.texts.letters import edit_letters
-from stages.concepts.texts.words import Apply, leave_out, reword
-
-__all__ = [
-    "CATALOGUE",
-    "Apply",
-    "ArticleDraws",
-    "TextConcept",
-    "TextTransforms",
-    "Token",
-    "check_text_concepts",
-    "edit_letters",
-    "leave_out",
-    "reword",
-    "sentences",
-    "text_space",
-]
+from stages.concepts.texts.words import leave_out, reword

@@ -1,5 +1,3 @@
 """Question answering and instruction following by a chat model."""
 
 from stages.tasks.chat.task import Chat
-
-__all__ = ["Chat"]

@@ -1,5 +1,3 @@
 """The built-in text summarization task."""
 
 from stages.tasks.summarization.task import Summarization
-
-__all__ = ["Summarization"]
