@@ -54,7 +54,7 @@ CHROMIUM_ARGS = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `--dist loadgroup`: by file, and all quick ones that need a Prefect server, so that one starts."""
+    """Groups for `--dist loadgroup`: the tests of a file, and those of all files that need a Prefect server."""
     quick = (item for item in items if isinstance(item, pytest.Function) and not item.get_closest_marker("slow"))
     served = {item.path for item in quick if "prefect_server" in item.fixturenames}
     for item in items:

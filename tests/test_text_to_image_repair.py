@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
