@@ -228,16 +228,16 @@ def test_lines_that_are_none_are_skipped_and_listed(tmp_path):
         chosen(tmp_path, jsonl="all.jsonl")
 
 
-def hub_folder(path, names=CLASSES, *, unlabelled=False):
+def hub_folder(path):
     """A folder of parquet files in the hub's layout: train and validation."""
     import datasets
 
-    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=list(names))})
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=CLASSES)})
     for split, n in (("train", 30), ("validation", 15)):
         rng = np.random.default_rng(n)
         rows = {
             "picture": [striped(i % 3, rng) for i in range(n)],
-            "kind": [-1 if unlabelled else i % 3 for i in range(n)],
+            "kind": [i % 3 for i in range(n)],
         }
         (path / "data").mkdir(parents=True, exist_ok=True)
         table = datasets.Dataset.from_dict(rows, features=features)
