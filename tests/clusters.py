@@ -6,8 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,7 +15,7 @@ import psutil
 from dvc.cli import main as dvc_main
 
 from flows.graph.lock import read_lock
-from tests.servers import free_port
+from tests.servers import free_port, until
 from tests.workspace import Workspace
 
 _DASK = ("--no-dashboard", "--host", "127.0.0.1")
@@ -60,13 +58,6 @@ def lock(workspace: Workspace) -> dict[str, Any]:
 def s3_remote(workspace: Workspace, url: str) -> None:
     dvc(workspace, "remote", "add", "--default", "--force", "store", "s3://bucket/audits")
     dvc(workspace, "remote", "modify", "store", "endpointurl", url)
-
-
-def until(condition: Callable[[], bool], limit: float = 120.0, log: Path | None = None) -> None:
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text() if log else f"not so after {limit:g} s"
-        time.sleep(0.05)
 
 
 def answers(port: int) -> bool:

@@ -7,13 +7,17 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
+from subprocess import CompletedProcess
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from stages.core.environment import set_defaults
+from stages.core.errors import BugError
 from tests.shared import once, open_shared, prefect_home
 from tests.workspace import Workspace, make_workspace, packed
 
@@ -48,6 +52,15 @@ CHROMIUM_ARGS = [
 ]  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for `--dist loadgroup`: the tests of a file, and those of all files that need a Prefect server."""
+    quick = (item for item in items if isinstance(item, pytest.Function) and not item.get_closest_marker("slow"))
+    served = {item.path for item in quick if "prefect_server" in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("prefect" if item.path in served else item.path.stem))
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what was imported."""
     gc.freeze()
@@ -69,6 +82,23 @@ def own_operators() -> Iterator[None]:
     if replace is not None and replace.cache_info().currsize:
         replace()._destroy()
         replace.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def read_here() -> Iterator[None]:
+    """Repaired models are read back by this process, as a fresh one takes ten CPU-seconds to start."""
+
+    def run(command: list[str], **_: object) -> CompletedProcess[str]:
+        *_, module, folder, base, known, asked = command
+        try:
+            resolve_name(f"{module}:main")(*map(Path, (folder, base, known, asked)))
+        except BugError as error:
+            return CompletedProcess(command, 70, "", f"error: {error}")
+        return CompletedProcess(command, 0, "", "")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.tasks.training.subprocess", SimpleNamespace(run=run))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,34 @@ def said(content: Any, status: int = 200, **headers: str) -> Answer:
     return status, {name.replace("_", "-"): value for name, value in headers.items()}, body
 
 
+class Responder(BaseHTTPRequestHandler):
+    """Keeps no log of its requests."""
+
+    def respond(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Answer requests to a free port of this machine; yields the port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @dataclass
 class Served:
     """Requests to a served model.
@@ -66,7 +94,7 @@ def served(
     lock = threading.Lock()
     refused = None if not key else said({"error": {"message": "invalid key"}}, 401)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Responder):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # or a body waits 40 ms for the headers to be acknowledged
 
@@ -93,22 +121,8 @@ def served(
             if status == 0:  # the server dies
                 self.close_connection = True
                 return
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
+            self.respond(status, {**headers, "Content-Length": str(len(content))}, content)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    model = Served(f"http://127.0.0.1:{server.server_port}/answer")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as port:
+        model = Served(f"http://127.0.0.1:{port}/answer")
         yield model
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

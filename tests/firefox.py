@@ -1,6 +1,5 @@
 """The installed Firefox, driven by WebDriver BiDi, which is JSON over a web socket."""
 
-import base64
 import itertools
 import json
 import re
@@ -67,16 +66,6 @@ class Firefox:
 
     def _act(self, kind: str, actions: list[dict[str, Any]]) -> None:
         self._call("input.performActions", context=self.tab, actions=[{"type": kind, "id": kind, "actions": actions}])
-
-    def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, after its promise is resolved: a number, string, boolean or null."""
-        answer = self._call("script.evaluate", expression=expression, target={"context": self.tab}, awaitPromise=True)
-        assert answer["type"] == "success", answer["exceptionDetails"]["text"]
-        return answer["result"].get("value")
-
-    def screenshot(self, path: Path) -> None:
-        """Write a screenshot as a PNG."""
-        path.write_bytes(base64.b64decode(self._call("browsingContext.captureScreenshot", context=self.tab)["data"]))
 
 
 @contextmanager

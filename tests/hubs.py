@@ -4,12 +4,12 @@ import contextlib
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
+
+from tests.endpoints import Responder, listening
 
 Kind = Literal["model", "dataset"]
 
@@ -38,7 +38,7 @@ def hub(models: Mapping[str, Path], datasets: Mapping[str, Path] | None = None) 
     homes |= {("datasets", name): folder for name, folder in (datasets or {}).items()}
     fetched: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Responder):
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
@@ -60,27 +60,12 @@ def hub(models: Mapping[str, Path], datasets: Mapping[str, Path] | None = None) 
             return self._give(b"", "", 404, **{"X-Error-Code": "RepoNotFound"})
 
         def _give(self, content: bytes, commit: str, status: int = 200, **headers: str) -> None:
-            self.send_response(status)
             etag = hashlib.sha1(content).hexdigest()
             more = {"Content-Length": str(len(content)), "ETag": f'"{etag}"', "X-Repo-Commit": commit, **headers}
-            for name, value in more.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
+            self.respond(status, more, content)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", fetched
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as port:
+        yield f"http://127.0.0.1:{port}", fetched
 
 
 def commit_of(name: str) -> str:

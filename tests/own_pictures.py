@@ -74,17 +74,6 @@ def timm_folder(folder: Path, *, labels: list[str], **config: Any) -> Any:
     return net
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def cached_repository(cache: Path, name: str) -> Path:
-    """A repository in the hub's cache, "models--ada--mine"; return the folder of its only commit, not made yet."""
-    refs = cache / name / "refs"
-    refs.mkdir(parents=True)
-    (refs / "main").write_text(COMMIT)
-    return cache / name / "snapshots" / COMMIT
-
-
 def tiny_vit(folder: Path, classes: list[str] = CLASSES) -> Any:
     """A ViT of transformers with its preprocessor_config.json, as save_pretrained() writes them."""
     from transformers import ViTConfig, ViTForImageClassification

@@ -6,16 +6,15 @@ import queue
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.server import RECORD, talking_to
 from flows.server.security import ServerRecord
+from tests.endpoints import Responder, listening
 
 
 class LongLived(NamedTuple):
@@ -93,22 +92,13 @@ def http_server(answer: Callable[[str], tuple[int, dict[str, str], bytes]]) -> I
     """Another program on loopback: its port, and the requests that came; `answer` has the response to a path."""
     came: queue.Queue[Came] = queue.Queue()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Responder):
         def do_GET(self) -> None:
             size = int(self.headers.get("content-length") or 0)
             came.put(Came(self.path, str(self.headers), self.rfile.read(size).decode()))
-            status, headers, body = answer(self.path)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            self.respond(*answer(self.path))
 
         do_POST = do_GET
 
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port, came
-        server.shutdown()
+    with listening(Handler) as port:
+        yield port, came

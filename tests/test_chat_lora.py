@@ -27,6 +27,7 @@ from tests.test_tabular import repository
 from tests.tiny_models import tiny_causal, tiny_embedder
 from tests.weights import same
 
+pytestmark = pytest.mark.usefixtures("read_here")
 CONCEPTS = {"letter_case": ["as_is", "upper"], "politeness": ["neutral", "rude"]}
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 QUICK = {"method": "lora", "steps": 6, "batch_size": 4, "rank": 2}
@@ -59,12 +60,6 @@ def task(home):
     return Chat.load(context(home / "inputs"), home / "prepare")
 
 
-@pytest.fixture
-def unread(monkeypatch):
-    """Skip the fresh process, which takes seconds."""
-    monkeypatch.setattr(adapter, "verify", lambda *_: None)
-
-
 def plan(*modes, seed=7, settings=(), **changes):
     return RepairPlan(modes or (UPPER,), {**QUICK, **dict(settings)}, seed, **changes)
 
@@ -84,7 +79,7 @@ def taught(task, asked, steps=6):
 
 @pytest.fixture(scope="module")
 def repaired(home, tmp_path_factory):
-    """A repair with its task and record, read back by a fresh process as in use."""
+    """A repair with its task and record."""
     task, out = Chat.load(context(home / "inputs"), home / "prepare"), tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.model.model.state_dict().items()}
     record = task.repair(plan(settings={"steps": 40, "learning_rate": 2e-2, "rank": 8}), out)
@@ -131,7 +126,7 @@ def test_its_card_and_its_loader_need_no_faded(repaired, home, tmp_path):
     assert load_alone(out, home / "prepare" / "model", *files, cwd=tmp_path) == known
 
 
-def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch, unread):
+def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch):
     monkeypatch.setattr(training.LanguageTraining, "save_every", 2)
     task.repair(plan(), tmp_path / "whole")
     backward, steps = training.LanguageTraining.backward, []

@@ -5,9 +5,7 @@ import importlib.util
 import json
 import re
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +45,7 @@ from stages.tasks.contract import Compute, Pair, RatedExample, RepairPlan, Targe
 from stages.tasks.language.chats import KNOWN
 from stages.tasks.language.generate import Turn
 from stages.tasks.training import write_loader
-from tests.endpoints import completion, served
+from tests.endpoints import completion, listening, served
 from tests.finished import faded
 from tests.test_chat import lines, write
 from tests.test_tabular import repository
@@ -354,10 +352,8 @@ def proxy_of(folder: Path, model: Any) -> Iterator[str]:
         spec = importlib.util.spec_from_file_location("load", folder / "load.py")
         assert spec is not None and spec.loader is not None
         spec.loader.exec_module(loaded := importlib.util.module_from_spec(spec))
-    with ThreadingHTTPServer(("127.0.0.1", 0), loaded.Proxy) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
+    with listening(loaded.Proxy) as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 def ask(url: str, turn: Turn) -> httpx.Response:

@@ -18,8 +18,8 @@ from flows.graph.lock import read_lock
 from flows.processes import child
 from stages.core.errors import UsageError
 from stages.core.files import write_state
-from tests.clusters import until
 from tests.finished import finished_toys
+from tests.servers import until
 from tests.workspace import STAGES, Workspace
 
 

@@ -27,9 +27,9 @@ from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import read_state, write_state
 from stages.params.file import RunnerConfig
 from stages.provenance import versions
-from tests.clusters import clone, dvc, lock, run, s3_remote, until
+from tests.clusters import clone, dvc, lock, run, s3_remote
 from tests.finished import inside
-from tests.servers import free_port
+from tests.servers import free_port, until
 from tests.workspace import ROOT, Workspace, make_workspace
 
 

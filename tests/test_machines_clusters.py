@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clusters import Cluster, answers, clone, dvc, lock, run, s3_remote, until
+from tests.clusters import Cluster, answers, clone, dvc, lock, run, s3_remote
 from tests.finished import run_toys
-from tests.servers import free_port
+from tests.servers import free_port, until
 from tests.test_kill import all_gone, running
 from tests.test_runners import clusters
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace

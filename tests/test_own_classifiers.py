@@ -20,12 +20,11 @@ from stages.tasks.classification.models import load_model
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.sources import parse_source
 from tests.endpoints import served
+from tests.hubs import in_cache
 from tests.images import CLASSES
 from tests.own_pictures import (
-    COMMIT,
     FOLDER,
     answers,
-    cached_repository,
     check_answers,
     check_search,
     fails,
@@ -75,10 +74,11 @@ def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, 
     fails(inputs, {"timm": "ada/mine"}, r"holds nothing of it\. Run `faded prefetch own` where there is a network")
     fails(inputs, {"timm": "resnet10t"}, r"timm/resnet10t\.c3_in1k is not a folder .* Run `faded prefetch own`")
 
-    timm_folder(cached_repository(tmp_path / "hub", "models--ada--mine"), labels=CLASSES)
+    timm_folder(tmp_path / "mine", labels=CLASSES)
+    commit = in_cache(monkeypatch, tmp_path / "hub", "ada/mine", tmp_path / "mine")
     for name in ("ada/mine", "hf-hub:ada/mine"):
         task = prepared(inputs, {"timm": name})
-        assert f"ada/mine of the Hugging Face hub at {COMMIT}" in task.model.form.origin
+        assert f"ada/mine of the Hugging Face hub at {commit}" in task.model.form.origin
     fails(inputs, {"timm": "ada/mine", "revision": "v2"}, "ada/mine at v2 is not a folder")
 
 

@@ -12,8 +12,9 @@ from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.pictures import UnreadablePicture, View, choose_items, decode
 from stages.tasks.sources import ItemCounts, parse_source
+from tests.hubs import in_cache
 from tests.images import CLASSES
-from tests.own_pictures import COMMIT, cached_repository, own_context, striped, write_folder
+from tests.own_pictures import own_context, striped, write_folder
 
 SHAPE = (3, 16, 16)
 TRAINED = {"train": "small_cnn", "epochs": 2, "batch_size": 16}
@@ -227,16 +228,16 @@ def test_lines_that_are_none_are_skipped_and_listed(tmp_path):
         chosen(tmp_path, jsonl="all.jsonl")
 
 
-def hub_folder(path, names=CLASSES, *, unlabelled=False):
+def hub_folder(path):
     """A folder of parquet files in the hub's layout: train and validation."""
     import datasets
 
-    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=list(names))})
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=CLASSES)})
     for split, n in (("train", 30), ("validation", 15)):
         rng = np.random.default_rng(n)
         rows = {
             "picture": [striped(i % 3, rng) for i in range(n)],
-            "kind": [-1 if unlabelled else i % 3 for i in range(n)],
+            "kind": [i % 3 for i in range(n)],
         }
         (path / "data").mkdir(parents=True, exist_ok=True)
         table = datasets.Dataset.from_dict(rows, features=features)
@@ -267,11 +268,10 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
 
 
 def test_a_data_set_of_the_hub_is_read_from_the_cache_and_its_commit_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    hub_folder(cached_repository(tmp_path / "hub", "datasets--ada--bars"))
+    commit = in_cache(monkeypatch, tmp_path / "hub", "ada/bars", hub_folder(tmp_path / "bars"), kind="dataset")
     data = source(datasets="ada/bars", image="picture", label="kind", split="train")
     assert len(data.load(tmp_path).ids) == 30
-    assert data.origin(tmp_path) == f"ada/bars of the Hugging Face hub at {COMMIT}"
+    assert data.origin(tmp_path) == f"ada/bars of the Hugging Face hub at {commit}"
 
 
 def striped_of(folder, identity):

@@ -29,8 +29,9 @@ from stages.core.errors import Exit, InfrastructureError, UsageError
 from stages.params import load_params
 from stages.params.file import RunnerConfig
 from stages.provenance import provenance
-from tests.clusters import Cluster, until
+from tests.clusters import Cluster
 from tests.finished import faded
+from tests.servers import until
 from tests.test_kill import all_gone, family, running
 from tests.workspace import Workspace, audit_params, make_workspace
 

@@ -20,8 +20,8 @@ from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
 from stages.explorers.shards import ledger_answers, origin
 from stages.params import load_params
-from tests.clusters import until
 from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages
+from tests.servers import until
 from tests.workspace import Workspace, make_workspace
 
 LAYOUT = """# head

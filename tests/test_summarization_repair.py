@@ -25,11 +25,11 @@ from stages.tasks.language.models import load_summarizer
 from stages.tasks.language.normalise import NORMALISATIONS, normaliser
 from stages.tasks.language.training import LanguageTraining, token_logits
 from stages.tasks.summarization import Summarization
-from stages.tasks.summarization import repair as repair_module
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import Lessons, build_must_pass, build_pairs
 from stages.tasks.summarization.repair import repair
 
+pytestmark = pytest.mark.usefixtures("read_here")
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)
 QUICK = {"method": "lora", "targets": "reference", "min_faithfulness": -1.0, "steps": 8, "batch_size": 4, "rank": 2}
@@ -112,10 +112,7 @@ def example(task, cell=(1, 1), **said):
 def repaired(home, tmp_path_factory):
     task, out = Summarization.load(context(home / "inputs"), home / "prepare"), tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.summarizer.model.state_dict().items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair_module, "verify", lambda *_: None)  # a fresh process, which takes seconds
-        record = task.repair(plan(steps=25, learning_rate=1e-2, merged=True), out)
-    return task, out, record, before
+    return task, out, task.repair(plan(steps=25, learning_rate=1e-2, merged=True), out), before
 
 
 def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
@@ -178,7 +175,7 @@ def test_the_adapter_is_loaded_and_asked_without_faded(repaired, home, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_whole_model_is_loaded_and_asked_without_faded(tmp_path, unread):
+def test_a_whole_model_is_loaded_and_asked_without_faded(tmp_path):
     inputs = tmp_path / "inputs"
     asked = context(inputs)
     shutil.rmtree(inputs / "model")
@@ -203,13 +200,7 @@ def alone(folder, model, articles, *base):
     return load_alone(model, *base, *files, cwd=folder)
 
 
-@pytest.fixture
-def unread(monkeypatch):
-    """Skip the fresh process, which takes seconds."""
-    monkeypatch.setattr(repair_module, "verify", lambda *_: None)
-
-
-def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch, unread):
+def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch):
     monkeypatch.setattr(training_module.LanguageTraining, "save_every", 2)
     asked = {**PREFER, "steps": 5}
     task.repair(plan(**asked), tmp_path / "whole")
@@ -387,7 +378,7 @@ def test_without_pairs_that_must_pass_lessons_are_what_they_were_before_there_we
     assert digest == "e2bcdc304aab0e48a07fe01b087581e87e7d8b4fa4aebd57ca36601234aa1579"
 
 
-def test_a_summary_to_keep_is_preferred_to_one_with_an_error(task, passing, tmp_path, unread):
+def test_a_summary_to_keep_is_preferred_to_one_with_an_error(task, passing, tmp_path):
     record = task.repair(with_pairs(plan(method="dpo", rejected="falsified", steps=2), passing), tmp_path)
     told = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     kept = [one for one in told if one["cell"] == [1, 1]]
@@ -485,7 +476,7 @@ def test_a_normalisation_that_undoes_nothing_is_no_repair(task, tmp_path):
         task.repair(asked, tmp_path)
 
 
-def test_an_adapter_can_learn_behind_a_normalisation(task, home, tmp_path, unread):
+def test_an_adapter_can_learn_behind_a_normalisation(task, home, tmp_path):
     task.repair(plan(normalise=["letter_case"], steps=4), tmp_path)
     assert load_form(tmp_path).normalise == ("letter_case",)
     loaded = Summarization.load(task.context, home / "prepare", tmp_path)

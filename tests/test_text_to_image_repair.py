@@ -5,8 +5,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -26,7 +24,6 @@ pytest.importorskip("peft")
 
 from stages.params import checked
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image import repair as repair_module
 from stages.tasks.text_to_image.album import NOT_SHOWN, PictureWords, build_album, vocabulary
 from stages.tasks.text_to_image.config import SamplingConfig, TextToImageRepair
 from stages.tasks.text_to_image.lessons import PictureLesson, PictureLessons, PicturePair, PicturePairs
@@ -39,6 +36,7 @@ from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captio
 from tests.tiny_pipelines import tiny_pipeline
 from tests.weights import same
 
+pytestmark = pytest.mark.usefixtures("read_here")
 RED_ON_BLACK = TargetMode("M1", Region({"colour": (1,), "background": (1,)}))
 BLUE = TargetMode("M2", Region({"colour": (3,)}), severity=3.0)
 QUICK = {"method": "lora", "steps": 4, "batch_size": 4, "rank": 2}
@@ -210,10 +208,7 @@ def test_a_pair_that_must_pass_but_never_did_is_not_learnt_and_one_takes_no_more
 def repaired(loaded, tmp_path_factory):
     task, out = loaded, tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.tasks.training.subprocess.run", in_this_process)
-        record = task.repair(plan(steps=20, learning_rate=3e-2, rank=8), out)
-    return task, out, record, before
+    return task, out, task.repair(plan(steps=20, learning_rate=3e-2, rank=8), out), before
 
 
 def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
@@ -417,17 +412,7 @@ def test_a_pipeline_without_a_unet_that_reads_latents_alone_is_refused():
         check_trainable(tiny(channels=9))
 
 
-def in_this_process(command, **_):
-    """The output of a fresh process, without the seconds it takes to start."""
-    try:
-        repair_module.main(*map(Path, command[3:]))
-    except BugError as error:
-        return subprocess.CompletedProcess(command, 70, "", f"error: {error}")
-    return subprocess.CompletedProcess(command, 0, "", "")
-
-
-def test_a_damaged_adapter_is_found_out(repaired, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.tasks.training.subprocess.run", in_this_process)
+def test_a_damaged_adapter_is_found_out(repaired, tmp_path):
     task, out, _, _ = repaired
     pipeline = tiny()
     pipeline.load_lora_weights(out)
