@@ -169,7 +169,7 @@ def _found(runs: dict[str, Run]) -> list[Row]:
         rows.append(Row(f"failures found by the {role}", each(lambda search: search.failures)))
         if len(_budgets(runs)) > 1:
             orders = [run.probes[run.probes["role"] == role].sort_values("order")["failed"] for run in runs.values()]
-            within = [int(failed.iloc[:common].sum()) if len(failed) else None for failed in orders]
+            within: list[Value] = [int(failed.iloc[:common].sum()) if len(failed) else None for failed in orders]
             rows.append(Row(f"in its first {common:,} probes", within))
     return [*rows, Row("failure modes", [len(run.landscape.modes) for run in runs.values()])]
 
