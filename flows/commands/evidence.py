@@ -87,13 +87,16 @@ def verify(
     from flows.evidence.bundle import read_bundle
     from flows.evidence.gate import show_checks
     from flows.evidence.signature import known_keys
-    from flows.evidence.verify import Demands, Verified, verify_bundle
+    from flows.evidence.verify import Demands, verify_bundle
 
     demands = Demands(require_signed, require_repaired, require_passed, max_age)
     checks = verify_bundle(bundle, key or (), model, demands)
-    found = Verified(bundle, checks + check_statements(read_bundle(bundle), known_keys(key or None)))
-    tell("verify", found, lambda console, found: show_checks(console, found.checks))
-    if not found.holds:
+    checks += check_statements(read_bundle(bundle), known_keys(key or None))
+    holds = all(check.holds for check in checks)
+    tell(
+        "verify", {"bundle": bundle, "checks": checks, "holds": holds}, lambda console, _: show_checks(console, checks)
+    )
+    if not holds:
         raise typer.Exit(1)
 
 

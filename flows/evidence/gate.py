@@ -203,10 +203,9 @@ def _rows(then: Run, now: Run, tolerance: float) -> Iterator[GateRow]:
         model = repaired.provenance.repaired
         same = model is not None and model == was.provenance.repaired and was.probes.equals(repaired.probes)
         # Not the common pairs: half of them are drawn inside the targets, which differ between plans.
-        searched = [
-            e.probes[(e.probes["purpose"] == "search") & (e.probes["model"] == "after")] for e in (was, repaired)
-        ]
-        paired = paired_difference(*searched, space)  # the search's control stands for use, by weights
+        each = (one.probes for one in (was, repaired))
+        before, after = (probes[(probes["purpose"] == "search") & (probes["model"] == "after")] for probes in each)
+        paired = paired_difference(before, after, space)  # the search's control stands for use, by weights
         yield _row("repaired model: failures", paired, same, tolerance)
         yield _quality(was, repaired, same, tolerance)
 
@@ -214,13 +213,13 @@ def _rows(then: Run, now: Run, tolerance: float) -> Iterator[GateRow]:
 def _row(what: str, paired: PairedFailures | None, same: bool, tolerance: float) -> GateRow:
     if paired is None:
         return GateRow(what, None, None, NO_RATE, False)
-    return _judged(GateRow(what, paired.a, paired.b, paired.difference, False), same, tolerance)
+    return _judged(what, paired.a, paired.b, paired.difference, same, tolerance)
 
 
-def _judged(row: GateRow, same: bool, tolerance: float) -> GateRow:
+def _judged(what: str, then: float | None, now: float | None, worse: Rate, same: bool, tolerance: float) -> GateRow:
     """The same model is no worse than itself, however few items it was probed on."""
-    worse = Rate(0.0, 0.0, 0.0, row.worse.n) if same else row.worse
-    return replace(row, worse=worse, passed=worse.high < tolerance or (same and tolerance == 0))
+    worse = Rate(0.0, 0.0, 0.0, worse.n) if same else worse
+    return GateRow(what, then, now, worse, worse.high < tolerance or (same and tolerance == 0))
 
 
 def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) -> GateRow:
@@ -237,7 +236,7 @@ def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) ->
     value = a.value - b.value
     low = value - hypot(a.value - a.low, b.high - b.value)
     high = value + hypot(a.high - a.value, b.value - b.low)
-    return _judged(GateRow(what, was.after, now_is.after, Rate(value, low, high, b.n), False), same, tolerance)
+    return _judged(what, was.after, now_is.after, Rate(value, low, high, b.n), same, tolerance)
 
 
 def write_junit(path: Path, audit: str, outcome: GateResult | FadedError) -> None:

@@ -251,11 +251,8 @@ class Deviation:
 class Likeness:
     """How two results compare.
 
-    Args:
-        judged: how many values have a known noise, or have to be equal: verdicts, and which failure modes were found.
-        equal: how many of these are equal.
-        deviations: all others of these.
-        rest: how many other values differ: counts, losses, texts, whose noise nobody measured.
+    Judged are values with a known noise, and those that have to be equal: verdicts, and which failure modes were found.
+    Those that are not equal are deviations. The rest are others that differ: counts, losses, texts.
     """
 
     judged: int
@@ -286,7 +283,8 @@ def compare_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Liken
             rest += alone or both[0] != both[1]
             continue
         judged += 1
-        x, y = (of[where][0] if where in of else None for of in (a, b))
+        values: list[Any] = [of[where][0] if where in of else None for of in (a, b)]
+        x, y = values
         if x == y and not alone:
             equal += 1
         else:
@@ -297,8 +295,9 @@ def compare_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Liken
 
 def _noise(one: _Number, other: _Number) -> float:
     """The half-width of the interval of a difference, on the side towards 0."""
-    (low, (_, most)), (high, (least, _)) = sorted((one, other), key=lambda number: number[0])
-    return hypot(most - low, high - least)
+    (lower, above), (upper, below) = sorted((one, other), key=lambda number: number[0])
+    assert above is not None and below is not None
+    return hypot(above[1] - lower, upper - below[0])
 
 
 def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, _Number]]:

@@ -53,18 +53,6 @@ class Demands:
 NOTHING = Demands()
 
 
-@dataclass(frozen=True)
-class Verified:
-    """A bundle, and what its checks found."""
-
-    bundle: Path
-    checks: list[Check]
-
-    @property
-    def holds(self) -> bool:
-        return all(check.holds for check in self.checks)
-
-
 def verify_bundle(
     path: Path, keys: Sequence[Path] = (), model: Path | None = None, demands: Demands = NOTHING
 ) -> list[Check]:
@@ -72,10 +60,8 @@ def verify_bundle(
 
     Raises a UsageError if it is not a bundle, or a key or the folder cannot be read.
 
-    Args:
-        keys: files of public keys (PEM). With them, a signature by one of these is required; without, only the result
-            distinguishes keys that this user knows from others.
-        model: a folder that has to contain the model that the verdict is about.
+    With files of public keys (PEM), a signature by one of them is required; without, only the result distinguishes keys
+    that this user knows from others. A model's folder has to contain the model that the verdict is about.
     """
     set_defaults(POT_BACKEND_DISABLE_PYTORCH="1")  # POT would import torch, which takes seconds for nothing
     if model is not None and not model.is_dir():

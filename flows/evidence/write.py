@@ -116,10 +116,7 @@ def sign_bundle(path: Path, private_key: Any) -> str:
 
 
 def sign_by_default(path: Path) -> str | None:
-    """Sign a bundle with this user's own key, unless it is signed; return why it is not then, as by FADED_NO_SIGN.
-
-    Raises a UsageError if the bundle does not hold.
-    """
+    """Sign a bundle with this user's own key, unless it is signed; return why it is not then, as by FADED_NO_SIGN."""
     if ENVELOPE in read_bundle(path).members:
         return None
     key, why = usual_key()
@@ -254,10 +251,7 @@ def _entry(name: str, data: bytes | None, hashes: Hashes) -> ManifestFile:
 
 
 def keep_evidence(params: Params, audit: str) -> tuple[Path | None, str | None]:
-    """Write and sign the evidence bundle of a finished audit; return its path, and what is missing if anything is.
-
-    Errors are returned, not raised, as the audit itself has succeeded.
-    """
+    """Write and sign the evidence of a finished audit; return its path, and what is missing or failed."""
     try:
         bundle = write_bundle(params, audit)
         unsigned = sign_by_default(bundle) if bundle is not None else None
@@ -338,10 +332,7 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
 
 
 def sign_model(folder: Path, key: Path) -> None:
-    """Sign all files of a folder as the OpenSSF Model Signing specification says, in `model.sig`.
-
-    Raises a UsageError if the library is missing, or the key is not one that the specification allows.
-    """
+    """Sign all files of a folder as the OpenSSF Model Signing specification says, in `model.sig`."""
     try:
         from model_signing import hashing, signing
     except ImportError as error:

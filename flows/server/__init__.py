@@ -126,8 +126,11 @@ class OwnServer:
     """
 
     def __init__(self, port: int, records: Path = RECORDS) -> None:
-        self._listening, self._held = _listen(port)
-        self.port = int(self._listening.getsockname()[1])
+        for folder in (LOGS, HOME):
+            folder.mkdir(parents=True, exist_ok=True)
+        HOME.chmod(0o700)  # Prefect encrypts secrets with a key that is stored beside them
+        self._sockets = _listen(port)
+        self.port = int(self._sockets[0].getsockname()[1])
         self.api = f"http://127.0.0.1:{self.port}/api"
         self._records = records
         self.credential, self.host = new_credential(), new_host()
@@ -150,8 +153,7 @@ class OwnServer:
 
     def start(self) -> None:
         """Start it as a child."""
-        _make_folders()
-        fd = self._listening.fileno()
+        fd = self._sockets[0].fileno()
         levels = dict.fromkeys(("PREFECT_SERVER_LOGGING_LEVEL", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"), "WARNING")
         command = ["uvicorn", "--factory", "flows.server:app", "--fd", str(fd), "--log-level", "warning"]
         # Append: a restarted server must not overwrite why the last one ended.
@@ -197,10 +199,8 @@ class OwnServer:
     def served(self) -> Iterator[None]:
         """Run it in a thread, with web pages and services, and write its record for other commands of the workspace.
 
-        `faded serve` is a client of its own server: another process would take Prefect's memory a second time. Raises
-        an InfrastructureError if it does not start.
+        `faded serve` is a client of its own server: another process would take Prefect's memory a second time.
         """
-        _make_folders()
         with _LOG.open("a") as log:
             self._thread = threading.Thread(target=self._serve, args=(log,), name="prefect-server", daemon=True)
             try:
@@ -230,7 +230,7 @@ class OwnServer:
                 with settings.temporary_settings(
                     {settings.PREFECT_API_DATABASE_MIGRATE_ON_START: False} if ready else {}
                 ):
-                    self._uvicorn.run([self._listening])
+                    self._uvicorn.run(self._sockets[:1])
             except Exception:
                 traceback.print_exc(file=log)
 
@@ -277,9 +277,8 @@ class OwnServer:
         if self.keeper.is_alive():
             self.keeper.join()
         self._life.close()
-        self._listening.close()
-        if self._held is not None:
-            self._held.close()
+        for one in self._sockets:
+            one.close()
 
 
 def _has_tables(database: Path) -> bool:
@@ -291,25 +290,22 @@ def _has_tables(database: Path) -> bool:
         return False
 
 
-def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
-    """Listen on a port of 127.0.0.1, 0 for any, and block the same port of ::1.
+def _listen(port: int) -> list[socket.socket]:
+    """Listen on a port of 127.0.0.1, 0 for any, and block the same port of ::1 by a second socket.
 
     Browsers may resolve a name under localhost to ::1 as well: a program listening there would get the one-time link.
-    Instead of the socket that blocks it, None if the machine has no ::1.
     """
     while True:
-        listening = socket.create_server(("127.0.0.1", port))
-        held = None
+        sockets = [socket.create_server(("127.0.0.1", port))]
         try:
-            held = socket.socket(socket.AF_INET6)
-            held.bind(("::1", listening.getsockname()[1]))  # without SO_REUSEADDR, so that it is not shared
-            return listening, held
+            sockets.append(socket.socket(socket.AF_INET6))
+            sockets[1].bind(("::1", sockets[0].getsockname()[1]))  # without SO_REUSEADDR, so that it is not shared
+            return sockets
         except OSError as error:
-            if held is not None:
-                held.close()
             if error.errno != errno.EADDRINUSE:  # the machine has no ::1
-                return listening, None
-            listening.close()
+                return sockets
+            for one in sockets:
+                one.close()
             if port:
                 raise
 
@@ -340,12 +336,6 @@ def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
         answer = httpx.get(f"{api}/health", headers=headers, timeout=patience, trust_env=False, verify=verify)
         return answer.status_code == httpx.codes.OK
     return False
-
-
-def _make_folders() -> None:
-    LOGS.mkdir(parents=True, exist_ok=True)
-    HOME.mkdir(parents=True, exist_ok=True)
-    HOME.chmod(0o700)  # Prefect encrypts secrets with a key that is stored beside them
 
 
 def app() -> Any:

@@ -29,7 +29,6 @@ from urllib.parse import urlsplit
 
 import psutil
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.websockets import WebSocket
@@ -68,9 +67,8 @@ class ServerRecord(BaseModel):
     """A running server of a workspace, for the other commands of its user.
 
     Args:
-        url: where programs on this machine reach it. Its pages have another host.
+        url: where programs on this machine reach it, with the secret.
         started: when the process started, in seconds since the machine did, as process ids are reused.
-        secret: what it demands from programs.
         host: the host name under which browsers see its pages; empty if only its links contain it.
         audits: audits whose pages it shows from the start.
     """
@@ -170,8 +168,7 @@ class Session:
         id: value of its cookie.
         csrf: token that its forms have to contain, which no other page can know.
         audits: audits that its links were for; it sees no others, unless EVERY is among them.
-        seen: audits it was shown.
-        done: audits on which it recorded a decision.
+        seen, done: audits it was shown, and those on which it recorded a decision.
         reviewer: the name it last decided under; empty before.
         bound: the reviewer whose link opened it, and who alone decides in it; empty for a link for anybody.
         used: time of its last request, by the monotonic clock.
@@ -348,24 +345,23 @@ class Guard:
             cookie = asked.cookies.get(_COOKIE)
             if (method, path) == ("GET", OPEN):
                 session = self._keys.redeem(asked.query_params.get("token", ""), _PAGES, cookie)
-                return self._opened(session or self._keys.session(cookie))
+                session = session or self._keys.session(cookie)
+                return _refused(page=True) if session is None else _opened(session)
             # Browsers send the cookie with every request to this host, whichever site caused the request.
             ours = method in ("GET", "HEAD", "OPTIONS") or same_origin(asked.headers)
             if ours and self._keys.session(cookie) is not None:
                 return None
-        return _refusal(asked.headers)
-
-    def _opened(self, session: Session | None) -> Response:
-        if session is None:
-            return _refusal(Headers({"accept": "text/html"}))
-        response = RedirectResponse("/", 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
-        # Not strict, as links in messages lead here from other sites. Requests that change anything have their origin
-        # checked.
-        response.set_cookie(_COOKIE, session.id, httponly=True, samesite="lax", path="/")
-        return response
+        return _refused(page="text/html" in asked.headers.get("accept", ""))
 
 
-def _refusal(headers: Headers) -> Response:
-    if "text/html" in headers.get("accept", ""):
+def _opened(session: Session) -> Response:
+    response = RedirectResponse("/", 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+    # Not strict, as links in messages lead here from other sites. Of requests that change anything the origin counts.
+    response.set_cookie(_COOKIE, session.id, httponly=True, samesite="lax", path="/")
+    return response
+
+
+def _refused(*, page: bool) -> Response:
+    if page:
         return HTMLResponse(_SIGN_IN, 401, {"Cache-Control": "no-store"})
     return JSONResponse({"exception_message": "Unauthorized"}, 401, {"Cache-Control": "no-store"})

@@ -16,7 +16,6 @@ from stages.provenance import versions
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
-_OF_NO_RESULT = ("faded",)  # its code is compared by content
 _TEXTS = ("params.yaml", "dvc.yaml", "faded.json")
 
 
@@ -90,7 +89,7 @@ def take_back(shipment: Shipment, made: ShipmentResult) -> None:
         outs = _checked(shipment, made, stage)
         if missing := store.pull(outs):
             raise InfrastructureError(
-                f"{shipment.stage} ran on {made.host}, but the DVC remote {store.name} lacks {', '.join(missing)}"
+                f"{shipment.stage} ran on {made.host}, but the DVC remote {store.remote} lacks {', '.join(missing)}"
             )
         with lock_repo(store.repo):
             plain = [out.def_path for out in stage.outs if not out.use_cache]
@@ -110,14 +109,13 @@ def take_back(shipment: Shipment, made: ShipmentResult) -> None:
 def other_packages(made: ShipmentResult) -> str:
     """The packages that a worker has in other versions than the driver, as a sentence; empty if there are none.
 
-    DVC compares code and data, not packages. Packages that one side lacks are ignored, and so are builds ("+cu128"), as
-    drivers often have no GPU.
+    Packages that one side lacks are ignored, and so are builds ("+cu128"), as drivers often have no GPU.
     """
     here = versions()
     differing = [
         f"{name} {there} (here {here[name]})"
         for name, there in made.versions.items()
-        if name in here and name not in _OF_NO_RESULT and there.partition("+")[0] != here[name].partition("+")[0]
+        if name in here and name != "faded" and there.partition("+")[0] != here[name].partition("+")[0]
     ]
     return f"{made.host} has {', '.join(differing)}: results are of its versions" if differing else ""
 

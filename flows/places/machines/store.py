@@ -35,11 +35,6 @@ class Store:
     def __init__(self, repo: Repo, remote: str | None) -> None:
         self.repo, self.remote = repo, remote
 
-    @property
-    def name(self) -> str:
-        """The remote's name."""
-        return self.remote or str(self.repo.config["core"].get("remote"))
-
     def check(self) -> None:
         """Refuse a remote that cannot be shared, or has no bucket. Raises a UsageError with the existing remotes."""
         named = sorted(self.repo.config["remote"])
@@ -57,7 +52,7 @@ class Store:
             try:
                 odb.fs.info(bucket)
             except FileNotFoundError:
-                raise UsageError(f"DVC remote {self.name}: there is no bucket {bucket!r}") from None
+                raise UsageError(f"DVC remote {self.remote}: there is no bucket {bucket!r}") from None
 
     def stage(self, name: str) -> PipelineStage:
         """A stage of dvc.yaml with the current hashes of its inputs, empty for those that are missing."""
@@ -91,7 +86,7 @@ class Store:
         refill(outputs)  # a metric may have come through git, another output from the user's `dvc repro --no-commit`
         failed = self._each(outputs, lambda objects: self.repo.cloud.push(objects, remote=self.remote).failed)
         if failed:
-            raise InfrastructureError(f"the DVC remote {self.name} did not accept {', '.join(failed)}")
+            raise InfrastructureError(f"the DVC remote {self.remote} did not accept {', '.join(failed)}")
 
     def pull(self, entries: Sequence[Entry]) -> list[str]:
         """Pull outputs into this clone's cache; return the paths of those that neither cache nor remote has completely.
@@ -124,7 +119,7 @@ class Store:
             damaged = [path for oid, path in there if file_md5(path, odb.fs) != oid.removesuffix(".dir")]
             for path in damaged:
                 self._remove_there(odb, path)
-                print(f"removed from the DVC remote {self.name}, because it does not match its name: {path}")
+                print(f"removed from the DVC remote {self.remote}, because it does not match its name: {path}")
             # While DVC's index or the remote has a folder's list, DVC assumes that its files are there as well.
             if damaged:
                 get_index(odb).clear()
@@ -137,8 +132,8 @@ class Store:
             odb.fs.remove(path)
         except Exception as error:  # from any library that accesses the remote
             raise InfrastructureError(
-                f"{path} in the DVC remote {self.name} does not match its name, and cannot be removed ({error}): remove"
-                " it there"
+                f"{path} in the DVC remote {self.remote} does not match its name, and cannot be removed ({error}):"
+                " remove it there"
             ) from None
 
     def _each(self, outputs: Sequence[Output], transfer: Callable[[Any], Any]) -> list[str]:
@@ -261,15 +256,14 @@ def open_store(remote: str | None) -> Iterator[Store]:
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     os.environ.setdefault("AWS_MAX_ATTEMPTS", _S3_ATTEMPTS)
-    told = remote or "(default)"
     try:
         with Repo(_wait_for_lock=True) as repo:
-            told = remote or str(repo.config["core"].get("remote"))
-            settings = repo.config["remote"].get(told, {})
+            remote = remote or repo.config["core"].get("remote")
+            settings = repo.config["remote"].get(remote, {})
             if str(settings.get("url", "")).startswith("s3://"):
                 settings = {**_S3_TIMEOUTS, **settings}
             if settings:
-                repo.config["remote"][told] = {**settings, "verify": True}  # hash pulled objects
+                repo.config["remote"][remote] = {**settings, "verify": True}  # hash pulled objects
             yield Store(repo, remote)
     except (ConfigError, ImportError) as error:
         raise UsageError(
@@ -281,7 +275,7 @@ def open_store(remote: str | None) -> Iterator[Store]:
         # Errors of DVC, the system and libraries that access the remote; any other is a bug in Faded.
         if not isinstance(error, OSError) and type(error).__module__ == "builtins":
             raise
-        raise InfrastructureError(f"DVC remote {told}: {_line(error)}") from None
+        raise InfrastructureError(f"DVC remote {remote or '(default)'}: {_line(error)}") from None
 
 
 def _line(error: BaseException) -> str:

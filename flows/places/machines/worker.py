@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel
 
 from flows.graph import audit_of
 from flows.graph.intact import heal
@@ -44,13 +43,6 @@ BROUGHT = WORK / "machines.json"  # paths of outputs that shipments left here
 _ERRORS = (UsageError, RejectedError, BugError, UnavailableError, InfrastructureError)
 
 
-class Failure(BaseModel):
-    """An error of the process in the clone."""
-
-    error: str
-    message: str
-
-
 def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageResult:
     """Bring one stage up to date in this worker's clone, and push its outputs, which `made` of the result names.
 
@@ -76,9 +68,8 @@ def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, 
     if code == 0 and told:
         return StageResult.model_validate_json(told)
     if code > 0 and told:  # a killed process may have left half an answer
-        failure = Failure.model_validate_json(told)
-        error = next((error for error in _ERRORS if error.__name__ == failure.error), BugError)
-        raise error(failure.message)
+        name, message = json.loads(told)
+        raise next((error for error in _ERRORS if error.__name__ == name), BugError)(message)
     raise InfrastructureError(f"{here(workspace)}: {shipment.stage} ended with {code} without an answer: {last}")
 
 
@@ -127,7 +118,7 @@ def main() -> int:
             with exclusive():
                 result = run_shipment(shipment, host)
     except FadedError as error:
-        answer.write_text(Failure(error=type(error).__name__, message=str(error)).model_dump_json(), encoding="utf-8")
+        answer.write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
         return int(error.exit_code)
     answer.write_text(result.model_dump_json(), encoding="utf-8")
     return 0
@@ -165,7 +156,7 @@ def run_shipment(shipment: Shipment, host: str) -> StageResult:
 def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
     """Check out other stages' outputs into this clone; remove those of earlier shipments that are not inputs now."""
     if missing := store.pull(shipment.inputs):
-        raise InfrastructureError(f"{host}: the DVC remote {store.name} lacks {', '.join(missing)}")
+        raise InfrastructureError(f"{host}: the DVC remote {store.remote} lacks {', '.join(missing)}")
     wanted = {entry["path"] for entry in shipment.inputs}
     folders = [Path(path) for path in shipment.hashes]
     for path in _brought() - wanted:

@@ -21,46 +21,31 @@ from stages.core.errors import FadedError, InfrastructureError, UsageError, one_
 from stages.params.file import RunnerConfig
 
 _STORE = 100_000_000  # bytes of shared memory: only lines travel through it
-_LOOK, _FAILURES = 2.0, 3  # seconds between checks of the head; failures in a row that count as gone
+_LOOK, _FAILURES = 2.0, 3  # seconds between attempts to reach the head; failures in a row that count as gone
 _SETTINGS = {  # read by Ray when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # `work` sets what a stage without GPUs sees
-    # Without its head, Ray ends this process after a minute with exit code 1. `_Head` should report it before.
+    # Without its head, Ray ends this process after a minute with exit code 1. `_check_head` reports it before.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
 }
 
 
-class _Head:
-    """The head of a cluster. Its death is not reported: calls just wait."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._looking = threading.Lock()
-        self._looked, self._failures = 0.0, 0
-
-    def check(self, job: Job) -> None:
-        """Check that it responds, at most every two seconds for all stages together.
-
-        Raises an InfrastructureError if it did not respond several times in a row.
-        """
-        with self._looking:
-            if time.monotonic() - self._looked > _LOOK:
-                try:
-                    reach("ray", self._address)
-                    self._failures = 0
-                except InfrastructureError:
-                    self._failures += 1
-                self._looked = time.monotonic()
-            if self._failures >= _FAILURES:
-                raise InfrastructureError(f"{job.stage}: the head of the Ray cluster at {self._address} is gone")
+def _check_head(address: str, job: Job) -> None:
+    """Raise an InfrastructureError if the cluster's head did not respond several times: else, calls would just wait."""
+    for _ in range(_FAILURES):
+        with contextlib.suppress(InfrastructureError):
+            reach("ray", address)
+            return
+        time.sleep(_LOOK)
+    raise InfrastructureError(f"{job.stage}: the head of the Ray cluster at {address} is gone")
 
 
-def _run(head: _Head, job: Job, say: Say) -> StageResult:
+def _run(head: str, job: Job, say: Say) -> StageResult:
     """Submit the stage, pass on its lines, and wait for its end."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    head.check(job)
+    _check_head(head, job)
     # Prefect retries and reports it; Ray would retry silently.
     on_worker = ray.remote(num_returns="streaming", max_retries=0)(_on_worker)
     stream: Any = on_worker.options(
@@ -84,7 +69,7 @@ def _run(head: _Head, job: Job, say: Say) -> StageResult:
     raise InfrastructureError(f"{job.stage}: its worker did not report how it ended")
 
 
-def _items(head: _Head, stream: Any, job: Job) -> Iterator[Any]:
+def _items(head: str, stream: Any, job: Job) -> Iterator[Any]:
     import ray
 
     while True:
@@ -99,7 +84,7 @@ def _items(head: _Head, stream: Any, job: Job) -> Iterator[Any]:
             ray.cancel(stream, force=True)  # ends the worker, and with it the stage
             raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped")
         else:
-            head.check(job)
+            _check_head(head, job)
 
 
 def _on_worker(job: Job) -> Iterator[Any]:
@@ -150,7 +135,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Runner]:
         found = {node["NodeManagerAddress"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
         if gpus > max(found.values()):
             raise too_few_gpus(gpus, "Ray's nodes have " + ", ".join(f"{node}: {n}" for node, n in found.items()))
-        yield partial(_run, _Head(ray.get_runtime_context().gcs_address))
+        yield partial(_run, ray.get_runtime_context().gcs_address)
 
 
 def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: contextlib.ExitStack) -> None:

@@ -80,10 +80,7 @@ def _inside(workspace: str) -> Iterator[None]:
 
 
 def run_apart(runner: Runner, config: RunnerConfig, job: Job, say: Say) -> StageResult:
-    """Run a stage in a worker's clone, and bring its outputs here.
-
-    It runs here if it needs a person's decision, or its outputs are already here.
-    """
+    """Run a stage in a worker's clone, and bring its outputs here; run it here if it may not travel or needs no run."""
     shipment = pack(job.stage, config) if travels(job.stage) else None
     if shipment is None:
         return run_stage(job.stage, say)
