@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 WITH_README = [*PAGES, ROOT / "README.md"]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-
 NUMBER = re.compile(r"\d[\d.]*\d%?|\d%?")
 
 
@@ -207,9 +206,6 @@ def test_the_map_names_everything_at_the_top_of(folder):
     assert sorted(name for name in wanted if name not in text) == []
 
 
-DECIMAL = re.compile(r"(\d+(?:\.\d+)?)")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names(NOTEBOOKS))
 def test_a_notebook_gives_the_same_numbers_when_it_runs_again(notebook):
@@ -218,7 +214,7 @@ def test_a_notebook_gives_the_same_numbers_when_it_runs_again(notebook):
     def told(notebook: Any) -> tuple[list[str], list[float]]:
         """The words between the numbers, and the numbers, whose last digits differ between CPUs."""
         outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ()) if "data" in output]
-        pieces = DECIMAL.split(" ".join("".join(output["data"]["text/plain"]) for output in outputs))
+        pieces = re.split(r"(\d+(?:\.\d+)?)", " ".join("".join(output["data"]["text/plain"]) for output in outputs))
         return pieces[::2], [float(number) for number in pieces[1::2]]
 
     (words, numbers), (expected, committed) = told(executed(notebook)), told(read(notebook))
