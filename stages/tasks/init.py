@@ -45,23 +45,18 @@ class Ask(Protocol):
 
     def text(self, name: str, question: str, guess: str | None = None, check: Check = ...) -> str:
         """Get a text; `check` raises a UsageError if an answer is not acceptable."""
-        ...
 
     def choice(self, name: str, question: str, choices: Sequence[str], guess: str | None = None) -> str:
         """Get one of several choices."""
-        ...
 
     def said(self, name: str) -> Answer | None:
         """Return the value given on the command line; None if there is none."""
-        ...
 
     def many(self, name: str) -> Sequence[str]:
         """Return the values of a command-line option that may be given several times."""
-        ...
 
     def asked(self, name: str) -> bool:
         """Whether a person can be asked, or has already answered."""
-        ...
 
 
 @dataclass(frozen=True)
