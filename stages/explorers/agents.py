@@ -213,7 +213,8 @@ class DQNExplorer(_Agent):
     flat, adam = True, {"fused": True}
 
 
-class QRDQNExplorer(DQNExplorer):
+class QRDQNExplorer(_Agent):
     """QR-DQN with the same settings as DQN, apart from its quantiles."""
 
     name, Settings, algorithm = "qrdqn", QRDQNSettings, QRDQN
+    flat, adam = True, {"fused": True}
