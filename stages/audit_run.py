@@ -44,7 +44,6 @@ class AuditRun(ExitStack):
         return self.enter_context(scratch(self.name, self.stage, key))
 
     def ledger(self, folder: Path) -> Ledger:
-        """Open the ledger in a scratch folder."""
         return self.enter_context(closing(open_ledger(folder)))
 
     def provenance(self, **own: Any) -> dict[str, Any]:

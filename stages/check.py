@@ -75,21 +75,14 @@ def _check_explorer(params: Params, name: str) -> list[str]:
     discover = params.audit(name).discover
     if discover.explorer in EXPLORERS and not discover.settings:
         return []  # its defaults are valid, and importing it would load torch
-    try:
-        make_explorer(discover.explorer, discover.settings)
-    except UsageError as error:
-        return [f"audits.{name}.{error}"]
-    return []
+    errors = collect(partial(make_explorer, discover.explorer, discover.settings))
+    return [f"audits.{name}.{error}" for error in errors]
 
 
 def _check_microscopic(params: Params, name: str) -> list[str]:
     config = params.audit(name).discover.microscopic
-    try:
-        if config.method == "rl":
-            agent_settings(config)
-    except UsageError as error:
-        return [f"audits.{name}.{error}"]
-    return []
+    errors = collect(partial(agent_settings, config)) if config.method == "rl" else []
+    return [f"audits.{name}.{error}" for error in errors]
 
 
 def _check_gradient(params: Params, name: str) -> list[str]:
@@ -175,6 +168,5 @@ def _always_changing(task: type[Task], context: TaskContext) -> list[str]:
 
     Concepts missing from the catalogue are checked when restructure has loaded the task, before it repairs.
     """
-    catalogue = task.catalogue
-    told = {name: entry for name, entry in catalogue.items() if hasattr(entry, "neutral")}
+    told = {name: entry for name, entry in task.catalogue.items() if hasattr(entry, "neutral")}
     return [name for name, levels in context.concepts.items() if name in told and told[name].neutral not in levels]

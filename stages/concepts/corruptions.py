@@ -149,7 +149,6 @@ def _bytes(x: Picture) -> np.ndarray:
 
 
 def _of_bytes(image: Any, channels: int) -> Picture:
-    """Convert a Pillow image to a picture."""
     return np.asarray(image, np.float32).reshape(image.height, image.width, channels).transpose(2, 0, 1) / 255
 
 

@@ -123,7 +123,6 @@ class ConceptSpace:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of levels of each concept."""
         return [len(c) for c in self.concepts]
 
     @property
@@ -216,7 +215,6 @@ class ConceptSpace:
 
         Args:
             cells: (n, d) cells of the probes.
-            items: number of items that they are of.
         """
         return self._weights(cells, self.chances(cells, items))
 
@@ -289,7 +287,6 @@ class ConceptSpace:
 
     @classmethod
     def from_json(cls, data: Sequence[Mapping[str, Any]]) -> ConceptSpace:
-        """Read what `to_json` wrote."""
         return cls(tuple(Concept(**{**c, "levels": tuple(c["levels"])}) for c in data))
 
 
@@ -370,7 +367,6 @@ class Region:
         return {space.names.index(name): levels for name, levels in self.allowed.items()}
 
     def n_cells(self, space: ConceptSpace) -> int:
-        """Number of cells in the region."""
         return prod(len(self.allowed.get(c.name, range(len(c)))) for c in space.concepts)
 
     def describe(self, space: ConceptSpace) -> str:
@@ -407,7 +403,6 @@ class Region:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Sequence[int] | Sequence[str]]) -> Region:
-        """Read what `to_json` wrote."""
         allowed: dict[str, tuple[int, ...]] = {}
         items: dict[str, tuple[str, ...]] = {}
         for name, values in data.items():

@@ -261,7 +261,6 @@ class Usage:
 
     @property
     def mean_changes(self) -> float:
-        """Mean number of concepts changed."""
         masses = self.by_changes()
         return float(masses @ np.arange(len(masses)))
 

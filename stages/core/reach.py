@@ -104,7 +104,6 @@ class _Reader:
             written.append(")")
 
     def _note(self, node: ast.AST) -> None:
-        """Record what a node refers to."""
         part = self._part
         if isinstance(node, ast.Attribute):
             part.attributes.add(node.attr)

@@ -132,11 +132,9 @@ class _Agent(Configured[AgentSettings]):
     """Learns until the budget is spent, fills the rest at random, and refuses to return an untrained policy."""
 
     algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # an algorithm class of SB3
-    flat: ClassVar[bool] = False  # one action per cell instead of one choice per concept
-    adam: ClassVar[dict[str, Any]] = {
-        "fused": True,
-        "eps": 1e-5,
-    }  # SB3's, but fused; A2C replaces it by its own RMSprop
+    flat: ClassVar[bool] = False  # one action, and so one network output, per cell instead of one choice per concept
+    # SB3's, but fused; A2C replaces it by its own RMSprop.
+    adam: ClassVar[dict[str, Any]] = {"fused": True, "eps": 1e-5}
 
     def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Learn on the prober until its budget is spent.
@@ -145,7 +143,8 @@ class _Agent(Configured[AgentSettings]):
         has more cells than the agent may have outputs.
         """
         settings = self.settings
-        self._check(prober)
+        if self.flat:
+            self._require_few_cells(prober)
         arena = Arena(prober, Reward(prober.space, prober.task.threshold, settings.reward), self.flat)
         model = self.algorithm(
             "MlpPolicy",
@@ -176,8 +175,13 @@ class _Agent(Configured[AgentSettings]):
         }
         return ExplorerResult(policy, details)
 
-    def _check(self, prober: Prober) -> None:
-        """Refuse a grid that is too large."""
+    def _require_few_cells(self, prober: Prober) -> None:
+        settings = cast(DQNSettings, self.settings)
+        if prober.space.n_cells > settings.max_cells:
+            raise UsageError(
+                f"explorer {self.name} has outputs for every cell and this grid has {prober.space.n_cells:,} cells,"
+                f" more than settings.max_cells = {settings.max_cells:,}: take ppo, or fewer concepts or levels"
+            )
 
 
 class PPOExplorer(_Agent):
@@ -198,21 +202,7 @@ class TRPOExplorer(_Agent):
     name, Settings, algorithm = "trpo", TRPOSettings, TRPO
 
 
-class _FlatAgent(_Agent):
-    """An agent with one action, and so one network output, per cell."""
-
-    flat, adam = True, {"fused": True}
-
-    def _check(self, prober: Prober) -> None:
-        settings = cast(DQNSettings, self.settings)
-        if prober.space.n_cells > settings.max_cells:
-            raise UsageError(
-                f"explorer {self.name} has outputs for every cell and this grid has {prober.space.n_cells:,} cells,"
-                f" more than settings.max_cells = {settings.max_cells:,}: take ppo, or fewer concepts or levels"
-            )
-
-
-class DQNExplorer(_FlatAgent):
+class DQNExplorer(_Agent):
     """DQN with settings that let it learn.
 
     The authors' released agents were saved before their first update (learning_starts beyond the run). Here the setting
@@ -220,9 +210,11 @@ class DQNExplorer(_FlatAgent):
     """
 
     name, Settings, algorithm = "dqn", DQNSettings, DQN
+    flat, adam = True, {"fused": True}
 
 
-class QRDQNExplorer(_FlatAgent):
+class QRDQNExplorer(_Agent):
     """QR-DQN with the same settings as DQN, apart from its quantiles."""
 
     name, Settings, algorithm = "qrdqn", QRDQNSettings, QRDQN
+    flat, adam = True, {"fused": True}

@@ -156,7 +156,6 @@ class Generator(Protocol):
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
         """Name up to `size` candidates, given the current worth of probes."""
-        ...
 
 
 class EvenDraws:
@@ -166,7 +165,6 @@ class EvenDraws:
         self.space, self.n_items, self.rng = space, n_items, rng
 
     def draw(self, n: int) -> Pairs:
-        """Draw pairs evenly."""
         return Pairs(self.rng.integers(self.n_items, size=n), self.space.even.sample(n, self.rng))
 
     def mutated(self, pairs: Pairs) -> Pairs:

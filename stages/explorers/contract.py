@@ -45,7 +45,6 @@ class Explorer(Protocol):
 
     def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Spend the prober's budget."""
-        ...
 
 
 class NoSettings(Strict):
@@ -133,7 +132,6 @@ class Strategy(Protocol):
 
     def propose(self) -> NextProbes:
         """Propose the next probes."""
-        ...
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         """Learn from answers.
@@ -144,7 +142,6 @@ class Strategy(Protocol):
             margin: (n,) discrepancy minus threshold, above 0 for a failure.
             fresh: (n,) whether the probe was new; others were answered from memory.
         """
-        ...
 
 
 class AskTell(Configured[S]):

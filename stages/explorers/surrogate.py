@@ -46,15 +46,12 @@ class Surrogate(Protocol):
     @property
     def noise(self) -> float:
         """Standard deviation that even a perfect prediction would leave to chance."""
-        ...
 
     def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
         """Predict the margins of items (n,) under cells (n, concepts)."""
-        ...
 
     def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
         """Expected failure rates of cells (n, concepts) over all items: (n,)."""
-        ...
 
 
 def failure_probability(surrogate: Surrogate, belief: Belief, optimism: float = 0.0) -> np.ndarray:
@@ -142,7 +139,6 @@ class Learner:
         self._inputs = _Inputs(self.space, self.embeddings)
 
     def fit(self, data: ProbeArrays, seed: int) -> Surrogate:
-        """Fit to the probes so far."""
         if len(data) > LEARNT:
             data = data.take(np.sort(np.random.default_rng(seed).choice(len(data), LEARNT, replace=False)))
         if self.kind == "process" or len(data) < FEW:

@@ -224,7 +224,6 @@ def against_automatic(
         probes: as in probes.parquet, with `automatic` and `automatic_failed`.
         item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
-        threshold: threshold of the automatic measure.
 
     Returns:
         The results of the automatic measure, and its columns for landscape.parquet, (cells,) each. Results are

@@ -78,7 +78,6 @@ class CellRates:
 
     @property
     def rates(self) -> np.ndarray:
-        """Estimated failure rate of each row."""
         return self.table["rate"].to_numpy(dtype=float)
 
     @property

@@ -38,7 +38,6 @@ class HeadToHead:
             simultaneous for all pairs of models (Bonferroni), so also valid for a best model chosen on these data.
         wins: among the probes on which the model and another differ, the share on which it passes.
         alone: rate at which it fails and no other model does.
-        all_fail: rate at which all models fail.
         independent: rate at which all would fail if their failures were independent.
     """
 

@@ -115,7 +115,6 @@ class StepsEnv(gym.Env[np.ndarray, np.int64]):
         return self.trail.observe(self._item, self._cell, self._margin)[0], info
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take a step and probe there."""
         self._cell, self._margin, reward, failed, answered = self.trail.step(
             self._item, self._cell, self._margin, np.array([action])
         )

@@ -152,7 +152,6 @@ class Counted:
 
     @property
     def size(self) -> int:
-        """The number of facts."""
         return len(self.facts)
 
 

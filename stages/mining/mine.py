@@ -481,5 +481,4 @@ class _Trial:
 
     @property
     def asks(self) -> set[WordProbe]:
-        """All probes of the test."""
         return {*self.whole, *(ask for one in self.without for bare in one.bare for ask in bare)}

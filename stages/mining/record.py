@@ -46,7 +46,6 @@ class Contrast(BaseModel):
     """How often the model fails if one fact of a candidate does not hold, but all others do.
 
     Args:
-        fact: the fact that does not hold.
         fails: failure rate of the probes without it; interval over groups of items.
         paired: whether these are the same items as those with the fact.
         p: one-sided p-value of failing more often with the fact than without.
@@ -95,7 +94,6 @@ class Finding(BaseModel):
 
     @property
     def told(self) -> str:
-        """The facts as one line."""
         return " and ".join(self.facts)
 
 

@@ -67,7 +67,6 @@ class TextProber:
         return context
 
     def texts(self) -> MinableTexts:
-        """Return the discover items."""
         texts = self.own[self.form.column].tolist()
         groups = self.own["group"] if "group" in self.own else self.own["id"]
         return MinableTexts(

@@ -86,7 +86,6 @@ class ExampleSource(NamedTuple):
     attributes: pd.DataFrame
 
     def about(self, item: str) -> dict[str, str]:
-        """Return the known attributes of an item."""
         known = self.attributes.loc[item].items() if item in self.attributes.index else ()
         return {str(name): value for name, value in known if isinstance(value, str)}
 

@@ -323,7 +323,6 @@ def effect_view(
 
 
 def _levels(concept: Concept, rates: pd.DataFrame, colour: Callable[[float], RGB] | None = None) -> list[Point]:
-    """Return the rates at the levels of a concept that are known, with their intervals."""
     table = rates[["rate", "low", "high"]].astype(float).to_numpy()
     return [
         Point(

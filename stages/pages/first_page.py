@@ -140,7 +140,6 @@ class FirstPage(NamedTuple):
 
     @property
     def headline(self) -> str:
-        """The light in words."""
         return HEADLINES[self.light]
 
 

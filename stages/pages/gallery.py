@@ -40,7 +40,6 @@ class FoldedText(NamedTuple):
 
     @property
     def blank(self) -> bool:
-        """Whether there is no text to read."""
         return not any(piece.text.strip() for piece in self.head)
 
     @property

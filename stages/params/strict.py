@@ -221,7 +221,6 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the model nested at `loc`."""
     here: Any = model
     for part in loc:
         field = here.model_fields.get(str(part)) if _is_model(here) else None

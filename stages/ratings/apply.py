@@ -41,8 +41,6 @@ class Ratings(Strict):
         model: the kind of map that best predicted scores of held-out items.
         x: knots of the map, automatic discrepancies; it is linear between them and flat beyond.
         y: badness there, from 0 (the best score) to 1 (the worst).
-        ratings: number of scores.
-        items: number of items scored.
         reviewers: number of scores by reviewer.
         decisions: SHA-256 of the decision files with the scores, by name.
         error, constant, gain: errors on held-out items, see `stages.ratings.fit.Fit`.

@@ -114,7 +114,6 @@ class StageFolder:
         return {name: at.file for kind in kinds for name, at in vars(kind).items() if isinstance(at, RecordFile)}
 
     def where(self, name: str) -> Path:
-        """Return the path of a record by its attribute."""
         return self.path / self.files()[name]
 
     def has(self, name: str) -> bool:

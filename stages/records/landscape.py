@@ -60,7 +60,6 @@ class RegionRecord(Record):
 
     @property
     def cells(self) -> Region:
-        """The region as an object to compute with."""
         return Region.from_json(self.region)
 
 

@@ -26,7 +26,6 @@ class PlannedMode(Record):
 
     @property
     def cells(self) -> Region:
-        """The region as an object to compute with."""
         return Region.from_json(self.region)
 
 
@@ -250,7 +249,6 @@ class Difference(QuantityChange):
 
     @property
     def others(self) -> dict[str, Against]:
-        """The models beside the repair, by name."""
         return {name: found for name, found in (("control", self.control), ("noise", self.noise)) if found is not None}
 
 
@@ -408,7 +406,6 @@ class FrontierPoint(Record):
     """A model on the frontier: what it breaks and what it repairs, as means over trainings.
 
     Args:
-        copy_of: the repair or its control.
         dose: share of the repair's steps.
         share: of the way from the model under test to what was learnt.
         steps: number of steps, a mean.

@@ -67,7 +67,6 @@ class Axis:
 
     @property
     def weakest(self) -> float:
-        """The strength of the weakest level."""
         reach = np.abs(np.array(self.concept.levels, dtype=float) - float(self.concept.levels[0]))
         return float(reach[1] / reach.max())
 
@@ -122,7 +121,6 @@ class Probes:
 
     @property
     def left(self) -> int:
-        """Unique probes that are left of the budget."""
         return self._budget - self.spent
 
     def _on(self, levels: Levels, task: LoadedTask | None = None) -> Prober:

@@ -93,7 +93,6 @@ class Bill:
     empty: int = 0
 
     def plus(self, answer: RecordedAnswer, price: Price | None) -> "Bill":
-        """Return the bill with one more answer."""
         known = answer.prompt_tokens is not None and answer.completion_tokens is not None
         prompt, completion = answer.prompt_tokens or 0, answer.completion_tokens or 0
         return Bill(
@@ -109,7 +108,6 @@ class Bill:
         )
 
     def __str__(self) -> str:
-        """Summary for people."""
         told = f"{self.requests:,} request(s), {self.prompt:,} prompt and {self.completion:,} completion tokens"
         odd = {"without token counts": self.uncounted, "cut": self.cut, "refused": self.refused, "empty": self.empty}
         return told + "".join(f", {count:,} {what}" for what, count in odd.items() if count)

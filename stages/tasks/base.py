@@ -90,7 +90,6 @@ class LoadedTask(ABC):
         An answer depends only on its triple, not on the rest of the batch.
 
         Args:
-            item_ids: n ids.
             cells: (n, concepts) int64, level indices.
             repeats: (n,) int64, which random draw to use; None means 0 for all.
         """
@@ -224,7 +223,6 @@ class LoadedTask(ABC):
         """Perturb unchanged items along the model's gradient and return which of n fail, (n,) bool.
 
         Args:
-            item_ids: n ids.
             attack: "fgsm" or "pgd".
             epsilon: maximum change of each number of the input, as a share of its range.
             steps: steps of pgd.

@@ -382,14 +382,12 @@ class Probed(Protocol):
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
         """Return (n, d) float32: what the explorer sees of the items."""
-        ...
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """Query the model on n (item, cell, repeat) triples; cells are (n, concepts) level indices.
 
         Answers depend only on the triple, not on the rest of the batch.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ class ClassOrder:
 
     @property
     def proposed(self) -> list[str]:
-        """The classes in that order."""
         named = dict(zip(self.outputs.tolist(), self.classes, strict=True))
         return [named[output] for output in range(len(self.classes))]
 

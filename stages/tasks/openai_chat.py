@@ -307,7 +307,6 @@ class _Error:
 
     @property
     def told(self) -> str:
-        """The error in one line."""
         more = {"type": self.kind, "code": self.code, "field": self.field}
         return "; ".join([self.message, *(f"{name} {value}" for name, value in more.items() if value)])
 

@@ -28,7 +28,6 @@ def check_columns(found: Sequence[str], named: Mapping[str, str | None], where: 
     Raises a UsageError, one line per missing column.
 
     Args:
-        found: columns of the data.
         named: {key of the block: column}; None for no column.
         where: the block, for messages.
         what: the data, for people.
@@ -210,9 +209,6 @@ def row_file(folder: Path, name: str) -> Path:
     Data written by others must not be able to read other files. Links are not resolved for this check: those in the
     folder are the user's own, and the hub's cache consists of links. Raises a UsageError if it is neither in that
     folder nor in the library's cache of unpacked files.
-
-    Args:
-        folder: folder of the data set.
     """
     import datasets
 

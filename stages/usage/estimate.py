@@ -230,7 +230,6 @@ class UsageInForce:
         return np.trim_zeros(np.round(self.usage.by_changes(), 12), "b").tolist()
 
     def share(self, concept: str, level: int) -> float:
-        """Share of inputs with a level, by number, of a concept."""
         return self.usage.share({self.space.names.index(concept): [level]})
 
 

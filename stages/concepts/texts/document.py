@@ -194,7 +194,6 @@ class ArticleDraws:
         self._choices = [rng.random() for _ in range(self._size)]
 
     def order(self, places: Sequence[int]) -> list[int]:
-        """Return the indices into `places`, sorted by turn."""
         return sorted(range(len(places)), key=lambda i: self._turns[places[i] % self._size])
 
     def some(self, places: Sequence[int], share: float) -> set[int]:
@@ -202,7 +201,6 @@ class ArticleDraws:
         return set(self.order(places)[: round(share * len(places))])
 
     def choose(self, options: Sequence[T], place: int) -> T:
-        """Choose one of the options, all with the same probability."""
         return options[int(self.uniform(place) * len(options))]
 
     def uniform(self, place: int) -> float:

@@ -126,7 +126,6 @@ class AnswerLessons:
         return as_used.draw(len(items), np.random.default_rng([plan.seed, 6]))
 
     def __call__(self, step: int) -> list[Lesson]:
-        """Return the lessons of a step."""
         size, *of_kept = self.sizes
         drawn = range(step * size, (step + 1) * size)
         told = [self._changed(self._rows[k], self._cells[k], step) for k in drawn]

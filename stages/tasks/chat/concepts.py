@@ -88,7 +88,6 @@ class Others:
 
     Args:
         item: the question.
-        all: all questions.
     """
 
     item: Question
@@ -96,7 +95,6 @@ class Others:
 
     @cached_property
     def passages(self) -> list[str]:
-        """Distinct contexts of other groups."""
         others = (one.context for one in self.all if one.group != self.item.group and one.context)
         return [context for context in dict.fromkeys(others) if not self.item.is_answered_in(context)]
 

@@ -154,7 +154,6 @@ class ChatRepair(Strict):
 
     @property
     def peak_rate(self) -> float:
-        """The highest learning rate."""
         return self.learning_rate
 
     @property

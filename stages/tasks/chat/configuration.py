@@ -133,7 +133,6 @@ class Configuration(Strict):
         return "\n\n".join(piece.text for piece in self.pieces if piece.text)
 
     def plus(self, piece: Piece) -> Self:
-        """Return this configuration with one more piece."""
         return self.model_copy(update={"pieces": (*self.pieces, piece)})
 
     def part(self, share: float) -> Self:

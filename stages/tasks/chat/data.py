@@ -79,7 +79,6 @@ class QuestionSource(Source):
         """Yield (place, row) of every row; a text instead of a row says why it cannot be read."""
 
     def article_errors(self, inputs: Path) -> list[str]:
-        """List what is wrong with the source of the articles."""
         return [] if self.articles is None else source_errors(self.articles, ARTICLE_LOADERS, ARTICLES, inputs)
 
     def _articles(self, inputs: Path) -> dict[str, str]:

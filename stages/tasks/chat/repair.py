@@ -129,7 +129,6 @@ class PromptTrial:
         plan: its seed, and the scratch folder in which results are kept.
         items: ids of the items to answer.
         size: pairs of a round.
-        draws: draws them.
         pool: the pieces to choose from, in the order in which they are tried.
         known: which pairs failed, by configuration and round, from an earlier run that was killed.
         asked: what the model was given.

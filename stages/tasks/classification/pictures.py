@@ -136,11 +136,9 @@ class Pictures(Protocol):
 
         Raises a UsageError if no shape is known.
         """
-        ...
 
     def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
         """Read one picture in that shape, (c, h, w) uint8. Raises UnreadablePicture if it cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)

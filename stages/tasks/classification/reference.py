@@ -93,7 +93,6 @@ class LoaderData:
 
     @property
     def pool(self) -> Pool:
-        """An empty pool of pictures of that shape."""
         nothing = Decoded(np.empty((0, *self.shape), np.uint8))
         return Pool(nothing, np.array([], dtype=str), [], [], classes=self.classes)
 

@@ -36,31 +36,24 @@ class Given(Protocol):
     @classmethod
     def from_table(cls, table: pd.DataFrame) -> Self:
         """Read what `table` wrote."""
-        ...
 
     def table(self) -> pd.DataFrame:
         """Return the items as columns of items.parquet, with their form in `attrs`."""
-        ...
 
     def about(self) -> pd.DataFrame:
         """Return attributes of the items: (n, columns), see `stages.tasks.attributes`."""
-        ...
 
     def features(self) -> np.ndarray:
         """Return (n, d) float64: what an explorer sees of the items."""
-        ...
 
     def unchanged(self, rows: np.ndarray) -> Any:
         """Return a batch for the model."""
-        ...
 
     def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
         """Apply built-in concepts, then the user's own, and return a batch for the model."""
-        ...
 
     def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
         """Show a changed item as people would see it."""
-        ...
 
 
 def as_given(items: Any) -> Given:

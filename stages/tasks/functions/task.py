@@ -139,7 +139,6 @@ class FunctionTask(Task):
         return self.doubts
 
     def _changed(self, item_ids: Sequence[str], cells: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Return rows, and changed items."""
         rows = np.array([self._rows[item] for item in item_ids], dtype=np.int64)
         return rows, self.given.change(rows, np.asarray(cells), item_ids, self.concepts, self.context.seed)
 

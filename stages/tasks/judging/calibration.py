@@ -127,7 +127,6 @@ class JudgeCalibration:
         return f". Wrong verdicts on: {', '.join(told)}" if told else ""
 
     def sentences(self) -> list[str]:
-        """Describe the calibration for reports."""
         told = (
             f"Of {self.answers} labelled answers the judge abstains from {_percent(self.abstains)}. Its verdict matches"
             f" the label for {_percent(self.agrees)} (Cohen's kappa {_number(self.kappa)}). It rejects"
@@ -150,7 +149,6 @@ class JudgeCalibration:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data for metrics."""
         return dict(_plain(asdict(self)))
 
 

@@ -83,7 +83,6 @@ class JudgeVerdict(NamedTuple):
     by_place: bool = False
 
     def __str__(self) -> str:
-        """Format the verdict for people."""
         said = {True: "the judge accepts it", False: "the judge rejects it", None: "the judge abstains"}
         return said[self.acceptable] + (f": {self.reason}" if self.reason else "")
 
@@ -96,7 +95,6 @@ class Asks(Protocol):
 
     def __call__(self, turns: Sequence[tuple[str, str]]) -> list[str | None]:
         """Return the replies; None instead of a reply means that the model has no room for the question."""
-        ...
 
 
 class Judge:
@@ -114,7 +112,6 @@ class Judge:
         self._known: dict[AnswerToJudge, JudgeVerdict] = {}
 
     def verdicts(self, trials: Sequence[AnswerToJudge]) -> list[JudgeVerdict]:
-        """Return its verdicts on n answers."""
         unknown = [trial for trial in dict.fromkeys(trials) if trial not in self._known]
         waiting = []
         for trial in unknown:

@@ -50,11 +50,9 @@ class Chats(Protocol):
 
     def tokens(self, turn: Turn) -> int:
         """Return how many tokens of the room a question and its longest answer take; 0 if unknown."""
-        ...
 
     def answer(self, turns: Sequence[Turn]) -> list[str]:
         """Return answers to n questions, without surrounding white space; each depends on its question alone."""
-        ...
 
 
 class Summarizes(Protocol):
@@ -69,15 +67,12 @@ class Summarizes(Protocol):
 
     def inputs(self, article: str) -> object:
         """Return the model's input for an article: equal if it cannot distinguish two articles."""
-        ...
 
     def summarize(self, articles: Sequence[str]) -> list[str]:
         """Return summaries of n articles, without surrounding white space; each depends on its article alone."""
-        ...
 
     def unfinished(self, summary: str) -> bool:
         """Whether a summary was ended by the length limit and not by the model."""
-        ...
 
 
 class LanguageModel:
@@ -143,7 +138,6 @@ class LanguageModel:
         return _room(self.model.config, "decoder")
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the token ids of a prompt."""
         # A chat template writes the special tokens itself.
         own = self.form.kind == "causal" and self.form.generation.chat
         ids: list[int] = self.tokenizer(prompt, add_special_tokens=not own)["input_ids"]

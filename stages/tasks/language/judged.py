@@ -87,7 +87,6 @@ class JudgedTexts(Task):
     # Probing
 
     def rows(self, item_ids: Sequence[str]) -> list[int]:
-        """Rows of n items in the table."""
         return [self._rows[item] for item in item_ids]
 
     def answers(self, inputs: Sequence[Any]) -> list[str]:

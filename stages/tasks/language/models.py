@@ -375,7 +375,6 @@ def _merged(model: Any, folder: Path) -> Any:
 
 
 def _check_files(folder: Path) -> None:
-    """Check that a folder has the files of a transformers model."""
     where = f"prepare.model.transformers: {folder}"
     if not folder.is_dir():
         raise UsageError(f"{where} is not a folder; expected one with config.json, *.safetensors and a tokenizer")

@@ -75,7 +75,6 @@ class LanguageTraining(StepwiseTraining):
         super().__init__(trained, steps, settings.peak_rate, checkpoint, learner.compute.device)
 
     def save(self, folder: Path) -> None:
-        """Write the trained weights."""
         if self.settings.method == "full":
             self.model.to(self._dtype).save_pretrained(folder)
             self.learner.tokenizer.save_pretrained(folder)

@@ -97,7 +97,6 @@ class SummaryDiscrepancy(Strict):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The measures and their weights."""
         return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}
 
 
@@ -219,7 +218,6 @@ class SummaryRepair(Strict):
 
     @property
     def peak_rate(self) -> float:
-        """The highest learning rate."""
         if self.learning_rate is not None:
             return self.learning_rate
         return 2e-5 if self.method == "full" else 1e-3

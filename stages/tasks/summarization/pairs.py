@@ -247,7 +247,6 @@ class Lessons:
         self.clean = plan.control == "clean"
 
     def __call__(self, step: int) -> list[Lesson]:
-        """Return the lessons of a step."""
         size = self.settings.batch_size
         steps = -(-len(self.pairs) // size)  # of an epoch
         epoch, place = divmod(step, steps)

@@ -138,7 +138,6 @@ class RemoteSummarizer:
         self.preprocess, self.settings = preprocess, settings or {}
 
     def text(self, article: str) -> str:
-        """Return an article as it is sent."""
         return self.preprocess(article) if self.preprocess else article
 
     def inputs(self, article: str) -> dict[str, Any]:
@@ -156,7 +155,6 @@ class RemoteSummarizer:
         return [found[article] for article in articles]
 
     def ask(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the answers to n inputs."""
         return self.endpoint.ask(inputs)
 
     def summary(self, answer: dict[str, Any]) -> str:

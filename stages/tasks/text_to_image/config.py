@@ -122,7 +122,6 @@ class TextToImageDiscrepancy(Strict):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The measures and their weights."""
         return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}
 
 
@@ -238,7 +237,6 @@ class TextToImageRepair(Strict):
 
     @property
     def peak(self) -> float:
-        """The highest learning rate."""
         return self.learning_rate or RATES[self.method]
 
     @property

@@ -42,25 +42,20 @@ class PictureJudge(Protocol):
     @property
     def attributes(self) -> Values:
         """The values it distinguishes, by attribute."""
-        ...
 
     @property
     def note(self) -> Mapping[str, Any]:
         """What is known about its errors: plain data, see `judge_notes`."""
-        ...
 
     @property
     def reads_prompts(self) -> bool:
         """Whether alignment is with the whole prompt, and not only with the expected values."""
-        ...
 
     def read(self, pixels: Sequence[np.ndarray]) -> Reading:
         """Read n pictures, (h, w, 3) uint8 each; the reading of one does not depend on the others."""
-        ...
 
     def aligned(self, reading: Reading, prompts: Sequence[str], expected: Sequence[Mapping[str, str]]) -> np.ndarray:
         """Rate how well each of n pictures shows its prompt and the values expected of it: (n,) in [0, 1]."""
-        ...
 
 
 def attribute_values(judge: PictureJudge, reading: Reading, attribute: str) -> list[str]:

@@ -91,7 +91,6 @@ class PictureLessons:
         self._subject = words.names.index(bias.subject) if bias and bias.subject in words.names else None
 
     def __call__(self, step: int) -> list[PictureLesson]:
-        """Return the lessons of a step."""
         rng = np.random.default_rng([self.seed, 6, step])
         aimed = self.settings.batch_size - self.settings.replayed
         drawn = zip(*self.cells.draw(aimed, rng), strict=True)
@@ -234,7 +233,6 @@ class PicturePairs:
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """Return the card's numbers on the pairs."""
         captioned = sum(pair.right >= self.counts["own_drawn"] for pair in self.pairs)
         told = {"pairs": len(self.pairs), "pairs_with_captioned": captioned, "available": self.counts}
         return told | ({"pairs_must_pass": len(self._must_pass)} if self._must_pass else {})

@@ -207,7 +207,6 @@ class PainterProbes(Task):
         return {c.name: str(c.levels[int(level)]) for c, level in zip(self.concepts.concepts, cell, strict=True)}
 
     def prompt(self, template: str, cell: np.ndarray) -> str:
-        """Fill a template with the phrases of a cell."""
         return fill(template, self.words(cell))
 
     def expected(self, cell: np.ndarray) -> dict[str, str]:

@@ -220,7 +220,6 @@ class Studio:
         return [drawn[order] for order in orders]
 
     def judged(self, drawings: Sequence[Drawing], orders: Sequence[PictureOrder]) -> list[Judged]:
-        """Judge n pictures drawn to order."""
         pixels = [drawing.pixels for drawing in drawings]
         found = self.assess(pixels, [order.prompt for order in orders], [dict(order.expected) for order in orders])
         return [

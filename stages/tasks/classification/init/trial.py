@@ -75,7 +75,6 @@ class Order(ClassOrder):
 
     @property
     def advice(self) -> str:
-        """What to type."""
         if not self.moved:
             return "Use --no-reorder to audit it anyway"
         take = "--reorder" if any("," in name for name in self.proposed) else ""
