@@ -46,7 +46,7 @@ def _answers() -> list[Any]:
 
     nothing.__annotations__ = hints
     nothing.__signature__ = Signature(  # type: ignore[attr-defined]
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()
+        [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
     )
     made = typer.Typer(add_completion=False)
     made.command()(nothing)
