@@ -24,7 +24,41 @@ from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages
 from tests.servers import until
 from tests.workspace import Workspace, make_workspace
 
-pytestmark = pytest.mark.slow  # a search in two shares
+LAYOUT = """# head
+audits:
+  a:
+    discover: {explorer: auto, budget: 10}   # flow
+    compute: {gpus: 1}
+  b: &b
+    discover:
+      budget: 20     # block
+      microscopic:
+        items: 3
+
+    summarize: {}
+  c:
+    <<: *b
+
+runner: threads
+"""
+
+
+def test_shares_are_written_and_every_other_byte_stays() -> None:
+    one = with_shards(LAYOUT, "a", 2, None)
+    assert one == LAYOUT.replace("budget: 10}", "budget: 10, shards: 2}")
+    assert with_shards(one, "a", 2, 3) == one.replace("gpus: 1", "gpus: 3")
+    assert with_shards(one, "a", 1, None) == LAYOUT
+    alone = LAYOUT.replace("  c:\n    <<: *b\n", "")
+    both = with_shards(alone, "b", 1000, None)
+    assert "        items: 3\n      shards: 1000\n\n    summarize" in both
+    assert with_shards(both, "b", 1, None) == alone
+    assert yaml.safe_load(with_shards(both, "b", 3, 2))["audits"]["b"]["compute"] == {"gpus": 2}
+    assert with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, None) == one.replace("\n", "\r\n")
+    told = r"write audits\.b\.discover\.shards: 2, and audits\.b\.compute\.gpus: 0 there"  # c would get it, too
+    with pytest.raises(UsageError, match=told):
+        with_shards(LAYOUT, "b", 2, 0)
+
+
 SEARCH = {"explorer": "ppo", "baseline": "random", "budget": 319, "microscopic": {"items": 5}}  # 63 kept back
 
 
@@ -93,6 +127,7 @@ def test_the_plan_counts_each_probe_once(halves, tmp_path) -> None:
     assert "nothing to write" in faded(workspace, "shard", "tiny", "2")[1]
 
 
+@pytest.mark.slow
 def test_another_division_runs_again_and_leaves_nothing_of_the_old(halves, tmp_path, capsys) -> None:
     workspace = halves.copy(tmp_path / "other")
     assert faded(workspace, "shard", "tiny", "3")[0] == 0
@@ -131,6 +166,7 @@ def test_shares_that_cannot_be_are_refused(halves) -> None:
     assert (halves.path / "params.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_small_steps_cost_no_probe_and_the_same_share_makes_nothing_stale(halves, tmp_path, capsys) -> None:
     workspace = halves.copy(tmp_path / "steps")
     files = "tiny/shards/*/*"
@@ -162,6 +198,7 @@ def test_shares_are_of_this_search_only_while_nothing_they_depend_on_changes(hal
         assert origin(load_params().audit("tiny"), prepared)["model"] != after["model"]
 
 
+@pytest.mark.slow
 def test_a_divided_audit_resumes_after_a_share_was_killed_and_ends_alike(halves, tmp_path, prefect_server) -> None:
     """And the flow, too, at some moment of the search."""
     audit = quick_audit(discover=SEARCH)

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from flows.workspace.edit_params import with_shards
 from stages.core.errors import UsageError
 from stages.core.ledger import Key, Ledger
 from stages.explorers.search import search
@@ -235,38 +233,3 @@ def test_parts_are_read_as_they_were_written(written, parts) -> None:
     (again := written / "again").mkdir()
     write_part(again, 1, merge_shares([part], make_task().concepts), {**part.record, "versions": versions})
     assert (again / "share.json").read_bytes() == (written / "1" / "share.json").read_bytes()
-
-
-LAYOUT = """# head
-audits:
-  a:
-    discover: {explorer: auto, budget: 10}   # flow
-    compute: {gpus: 1}
-  b: &b
-    discover:
-      budget: 20     # block
-      microscopic:
-        items: 3
-
-    summarize: {}
-  c:
-    <<: *b
-
-runner: threads
-"""
-
-
-def test_shares_are_written_and_every_other_byte_stays() -> None:
-    one = with_shards(LAYOUT, "a", 2, None)
-    assert one == LAYOUT.replace("budget: 10}", "budget: 10, shards: 2}")
-    assert with_shards(one, "a", 2, 3) == one.replace("gpus: 1", "gpus: 3")
-    assert with_shards(one, "a", 1, None) == LAYOUT
-    alone = LAYOUT.replace("  c:\n    <<: *b\n", "")
-    both = with_shards(alone, "b", 1000, None)
-    assert "        items: 3\n      shards: 1000\n\n    summarize" in both
-    assert with_shards(both, "b", 1, None) == alone
-    assert yaml.safe_load(with_shards(both, "b", 3, 2))["audits"]["b"]["compute"] == {"gpus": 2}
-    assert with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, None) == one.replace("\n", "\r\n")
-    told = r"write audits\.b\.discover\.shards: 2, and audits\.b\.compute\.gpus: 0 there"  # c would get it, too
-    with pytest.raises(UsageError, match=told):
-        with_shards(LAYOUT, "b", 2, 0)
