@@ -55,7 +55,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_nothing_changed_dvc_is_not_asked_and_the_answer_is_the_same(known, monkeypatch):
     with monkeypatch.context() as forgetful:
-        forgetful.setattr(flows.graph, "recall", lambda *_, **__: None)
+        forgetful.setattr(flows.graph.known_graph, "recall", lambda *_, **__: None)
         before = read_graph(), read_graph(looks=True)
     refuse(monkeypatch)
     assert recall(Path(), looks=True) is not None
