@@ -41,7 +41,7 @@ def kinds() -> Mapping[str, Init]:
 
 
 ANSWERS = {  # command-line options of every kind
-    "model": Option("A file, a folder, ORG/NAME on the Hugging Face hub, or a URL."),
+    "model": Option("A file, a folder, ORG/NAME on the Hugging Face hub, a URL, or my_module:predict."),
     "data": Option("A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub."),
     "kind": Option("What the model does: the name of an installed task; guessed from the model."),
     "name": Option("Name of the audit; guessed from the data."),
