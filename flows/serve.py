@@ -50,6 +50,9 @@ _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
 def serve(params: Params, console: Console, *, port: int | None = None, review: bool = True) -> None:
     """Serve the workspace until Ctrl-C or SIGTERM.
 
+    Raises a UsageError if `faded serve` is already running here, or the work pool belongs to another workspace; an
+    InfrastructureError if the Prefect server cannot be reached or started.
+
     Args:
         port: port of our own Prefect server; by default the last one, 4200 at first, or another if that is taken.
     """
@@ -243,7 +246,10 @@ def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[
 
 
 def show_links() -> list[str]:
-    """Lines with links that sign in once: to the page of all audits, and to Prefect's pages if we serve them."""
+    """Lines with links that sign in once: to the page of all audits, and to Prefect's pages if we serve them.
+
+    Raises a UsageError if no `faded serve` runs here.
+    """
     from flows.people.review.links import one_time_link, running
 
     audits = [f"Audits:         {one_time_link(EVERY)}"] if running() is not None else []

@@ -102,6 +102,7 @@ def test_what_is_wrong_in_params_is_told_at_once_and_before_anything_runs(toys):
         toys.edit_params(changes)
         done = run_here(toys, "audit")
         assert done.returncode == 2 and all(line in done.stdout for line in told), done.stdout
+        assert "unique probes at most" not in done.stdout
         toys.write_params(before)
     assert toys.executed() == []
 

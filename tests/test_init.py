@@ -109,6 +109,8 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     assert "shapes: its levels are not measured yet" in faded(Workspace(repository), "status")[1]
     load_params(repository / "params.yaml").audit("shapes")
     measured(swept([0, 20]))
+    shutil.copytree(repository / "shapes", repository / "others")
+    assert "did not finish" not in init(given=options(answers={"data": "others"}))  # not an answer about other data
     (repository / "elsewhere").mkdir()
     os.chdir(repository / "elsewhere")
     asked = []

@@ -1,6 +1,8 @@
 """Screening on tasks with planted weaknesses: each concept alone, by groups of items, and whether it has an effect."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from flows.choosing import run_prepare
+from flows.graph import Graph, Stage
+from flows.run_stage import StageResult
 from stages.concepts import Concept, ConceptSpace
-from stages.core.errors import UsageError
+from stages.core.errors import FadedError, UsageError
 from stages.screening.sweep import Sweep, fewest_probes, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Items, ProbeBatch
@@ -170,6 +176,29 @@ def test_a_killed_sweep_goes_on_from_its_ledgers_and_ends_alike(tmp_path) -> Non
         again(ledger=ledger, tell=killed)
     resumed = again(ledger=ledger)
     assert sum(len(task.asked) for task in tasks) == resumed.probes <= 600 and resumed == again()
+
+
+def test_an_error_of_prepare_is_printed_only_where_none_is_raised(monkeypatch):
+    prepare = Stage("prepare@tiny", "prepare", "tiny", 0, (), None, ("never ran",))
+
+    def told(error: FadedError | None) -> str:
+        def run(stage: str, say: Callable[[str], None]) -> StageResult:
+            for line in ("reads", "error: no model", "in the folder"):
+                say(line)
+            if error is not None:
+                raise error
+            return StageResult(stage=stage, outcome="ran")
+
+        monkeypatch.setattr("flows.choosing.run_stage", run)
+        console = Console(file=io.StringIO())
+        with nullcontext() if error is None else pytest.raises(UsageError):
+            run_prepare("tiny", console)
+        return console.file.getvalue()
+
+    monkeypatch.setattr("flows.choosing.read_graph", lambda: Graph({prepare.name: prepare}))
+    monkeypatch.setattr("flows.choosing.record_timings", lambda _: None)
+    assert told(None).endswith("reads\nerror: no model\nin the folder\n")
+    assert told(UsageError("no model in the folder")).endswith("reads\n")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,10 @@ PARAMS = Path("params.yaml")
 
 @contextmanager
 def healed_audit(params: Params, name: str, console: Console) -> Iterator[AuditConfig]:
-    """Lock and heal the workspace, and yield the audit, valid by all checks; Ctrl-C ends what the block runs."""
+    """Lock and heal the workspace, and yield the audit, valid by all checks; Ctrl-C ends what the block runs.
+
+    Raises a UsageError if params.yaml has errors that a stage would find later.
+    """
     with exclusive(), stopping_on_signals():
         print_plain(console, *(f"healed: {line}" for line in heal()))
         check_audits(params, [name])
@@ -54,7 +57,7 @@ def run_prepare(audit: str, console: Console) -> None:
 def write_params(name: str, audit: AuditConfig, change: Callable[[str], str], console: Console) -> None:
     """Change the text of params.yaml, print the changed lines, and what to do next.
 
-    Refuses to if the audit is no longer what was measured.
+    Raises a UsageError if the audit is no longer what was measured, or cannot be edited.
     """
     if load_params(PARAMS).audit(name) != audit:
         raise UsageError(

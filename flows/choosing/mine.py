@@ -65,7 +65,11 @@ class MiningRecord(BaseModel):
 
 
 def mine_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
-    """Mine the items of an audit, and print and record the results."""
+    """Mine the items of an audit, and print and record the results.
+
+    Raises a UsageError if a setting is wrong, or the audit has no texts or too few items; a FadedError if the model
+    under test cannot be prepared.
+    """
     try:
         settings = MineSettings() if probes is None else MineSettings(probes=probes)
     except ValidationError as error:

@@ -62,7 +62,11 @@ class ProposingRecord(BaseModel):
 
 
 def propose_concepts(params: Params, name: str, probes: int | None, write: bool, console: Console) -> None:
-    """Ask the model of `proposer:` for concepts for an audit, screen them, and print and record the outcomes."""
+    """Ask the model of `proposer:` for concepts for an audit, screen them, and print and record the outcomes.
+
+    Raises a UsageError if a setting is wrong, the task has no concepts to propose, or no answer can be read; a
+    FadedError if the model under test cannot be prepared, or the model that proposes cannot be reached.
+    """
     where = proposals.WHERE
     if params.proposer is None:
         raise UsageError(

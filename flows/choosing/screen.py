@@ -36,7 +36,11 @@ _VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "ye
 
 
 def screen_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
-    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page."""
+    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page.
+
+    Raises a UsageError if there are too few probes for the concepts, and a FadedError if the model under test cannot be
+    prepared.
+    """
     found, _ = sweep_concepts(params, name, probes, console)
     show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
     console.print(f"{found.probes:,} unique probes spent")
@@ -44,6 +48,9 @@ def screen_audit(params: Params, name: str, probes: int | None, console: Console
 
 def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> tuple[Sweep, float]:
     """Prepare the model and its items, and sweep the audit's concepts; also return the seconds that a probe takes.
+
+    Raises a UsageError if there are too few probes for the concepts, and a FadedError if the model or the data cannot
+    be prepared.
 
     Args:
         probes: largest number of unique probes; None to derive it from the duration of a probe.

@@ -40,7 +40,11 @@ DTYPES = ("float32", "bfloat16")
 
 
 def tune_audit(params: Params, name: str, settings: Settings, write: bool, console: Console) -> None:
-    """Measure, show and on request write the fastest settings for the model of an audit."""
+    """Measure, show and on request write the fastest settings for the model of an audit.
+
+    Raises a UsageError if params.yaml is invalid or cannot be edited, or the model is behind HTTP; a FadedError if the
+    model under test cannot be prepared.
+    """
     audit = params.audit(name)
     if is_served(audit.prepare.get("model")):  # perhaps paid for, and nothing about this machine
         raise UsageError(
@@ -180,7 +184,10 @@ class Tuning:
 
 
 def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
-    """Measure an audit's prepared model with every available backend and dtype."""
+    """Measure an audit's prepared model with every available backend and dtype.
+
+    Raises a UsageError if there is nothing to probe.
+    """
     bench = Bench(name, audit, settings)
     now = bench.open(ComputeChoice(bench.context.compute))
     bench.close()

@@ -27,7 +27,11 @@ _FINEST = 1e-4  # shares are written with four decimals, and none as 0, which wo
 def show_or_measure(
     params: Params, name: str, source: Path | None, column: str | None, write: bool, console: Console
 ) -> None:
-    """Print the usage of an audit, or measure it on production inputs and on request write it to params.yaml."""
+    """Print the usage of an audit, or measure it on production inputs and on request write it to params.yaml.
+
+    Raises a UsageError if the inputs cannot be read, nothing can be measured, or the result cannot be written; a
+    FadedError if the model under test cannot be prepared.
+    """
     if source is None and (write or column is not None):
         raise UsageError(f"{'--write' if write else '--column'} needs --from PATH, the production inputs to measure")
     if source is not None and not source.exists():

@@ -129,7 +129,10 @@ def comparator(gate: Gate) -> str:
 
 
 def statements(bundle: Bundle) -> list[dict[str, Any]]:
-    """The verdict of a signed bundle as statements of in-toto; none if no gate was set, as nothing can be stated."""
+    """The verdict of a signed bundle as statements of in-toto; none if no gate was set, as nothing can be stated.
+
+    Raises a UsageError if the bundle is not signed, and so nobody says when it was made.
+    """
     gates = gates_of(bundle)
     if not gates:
         return []
@@ -204,7 +207,10 @@ def signed_on(bundle: Bundle) -> datetime:
 
 
 def every_eval_ever(bundle: Bundle) -> dict[str, Any]:
-    """The numbers of a signed bundle as a record of every_eval_ever, whose consumers know neither modes nor gates."""
+    """The numbers of a signed bundle as a record of every_eval_ever, whose consumers know neither modes nor gates.
+
+    Raises a UsageError if the bundle is not signed, and so nobody says when it was made.
+    """
     when, audit, digest = str(int(signed_on(bundle).timestamp())), bundle.audit, digest_of(bundle.members)
     prepared, manifest = bundle.records.prepare.metrics, bundle.manifest
     model, data = prepared.origins

@@ -123,7 +123,10 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
 
 
 def sign_statement(statement: Mapping[str, Any], private_key: Any) -> dict[str, Any]:
-    """Sign another statement as it is; return the envelope as plain data."""
+    """Sign another statement as it is; return the envelope as plain data.
+
+    Raises a UsageError if the key's kind is not one of `KINDS`.
+    """
     from securesystemslib.dsse import Envelope
 
     envelope = Envelope(dump_json(statement), PAYLOAD_TYPE, {})

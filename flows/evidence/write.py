@@ -116,7 +116,10 @@ def sign_bundle(path: Path, private_key: Any) -> str:
 
 
 def sign_by_default(path: Path) -> str | None:
-    """Sign a bundle with this user's own key, unless it is signed; return why it is not then, as by FADED_NO_SIGN."""
+    """Sign a bundle with this user's own key, unless it is signed; return why it is not then, as by FADED_NO_SIGN.
+
+    Raises a UsageError if the bundle does not hold.
+    """
     if ENVELOPE in read_bundle(path).members:
         return None
     key, why = usual_key()
@@ -332,7 +335,10 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
 
 
 def sign_model(folder: Path, key: Path) -> None:
-    """Sign all files of a folder as the OpenSSF Model Signing specification says, in `model.sig`."""
+    """Sign all files of a folder as the OpenSSF Model Signing specification says, in `model.sig`.
+
+    Raises a UsageError if the library is missing, or the key is not one that the specification allows.
+    """
     try:
         from model_signing import hashing, signing
     except ImportError as error:

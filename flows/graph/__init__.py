@@ -65,7 +65,10 @@ class Graph:
         return iter(self.stages.values())
 
     def of(self, audits: Collection[str]) -> list[Stage]:
-        """Stages of these audits, and all others that they depend on; refuses an audit without stages in dvc.yaml."""
+        """Stages of these audits, and all others that they depend on.
+
+        Raises a UsageError if dvc.yaml makes no stages for an audit.
+        """
         for audit in audits:
             missing = [kind for kind in FIRST_STAGES if f"{kind}@{audit}" not in self.stages]
             if missing:
@@ -217,9 +220,8 @@ def _snapshot(repo: Any, root: Path, ours: str, graph: Any, looks: bool) -> Grap
     import networkx
 
     params = load_params(root / PARAMS)
-    graph = graph.subgraph(
-        stage for stage in graph if known_graph.stage_kind(stage) != STAGE
-    )  # these are always up to date
+    # Stages `code` are always up to date.
+    graph = graph.subgraph(stage for stage in graph if known_graph.stage_kind(stage) != STAGE)
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}

@@ -98,7 +98,7 @@ def mend(stages: Collection[str]) -> list[str]:
     """Make DVC notice damaged outputs of stages, so that it restores or redoes them; return what was wrong in lines.
 
     Damaged copies in DVC's cache are removed, and results that contradict their own stage's record from dvc.lock and
-    the run-cache.
+    the run-cache. Raises an InfrastructureError if the cache cannot be written.
     """
     if not find_damage(stages):
         return []
@@ -132,7 +132,10 @@ def mend(stages: Collection[str]) -> list[str]:
 
 
 def remove_damaged(path: Path) -> None:
-    """Remove an object of DVC's cache that does not match its name."""
+    """Remove an object of DVC's cache that does not match its name.
+
+    Raises an InfrastructureError if the cache cannot be written.
+    """
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -266,7 +269,10 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
 
 
 def check_recorded(stage: str) -> None:
-    """Refuse a stage's new output if its record lacks a dependency of dvc.yaml, as another run would lack it again."""
+    """Refuse a stage's new output if its record lacks a dependency of dvc.yaml, as another run would lack it again.
+
+    Raises a UsageError with the dependency.
+    """
     home = DATA / audit_of(stage)
     record = home / stage.partition("@")[0] / RECORD
     told = _read_record(record) if record.exists() else None

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> list[str]:
     """Update code.json of all audits, and their entries in dvc.lock; the caller holds DVC's lock.
 
-    Returns where users' own modules are or could be, if an audit uses any, as DVC does not watch them.
+    Returns where users' own modules are or could be, if an audit uses any, as DVC does not watch them. Raises a
+    UsageError if a file cannot be written.
 
     Args:
         ours: path of the workspace's dvc.yaml in the repository.
@@ -84,7 +85,10 @@ _PASSED_OVER = {".git", ".hg", ".dvc", "__pycache__"}
 
 
 def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
-    """Update the notes of all audits."""
+    """Update the notes of all audits.
+
+    Raises a UsageError if a linked folder cannot be read, or its note cannot be written.
+    """
     for inputs in sorted(root.resolve().glob(f"{DATA}/*/inputs")):
         note = inputs / NOTE
         try:

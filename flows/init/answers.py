@@ -77,6 +77,10 @@ class Questions(Ask):
         return self.text(name, f"{question} ({', '.join(choices)})", guess, check)
 
     def confirm(self, name: str, question: str, guess: bool) -> bool:
+        """Ask for yes or no.
+
+        Raises a UsageError if there is no answer.
+        """
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, bool) else guess
         if self.said(name) is None and self._asks:
@@ -126,7 +130,10 @@ class Questions(Ask):
 
 
 def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Wanted:
-    """Ask the questions that options leave open, and inspect the model and the data."""
+    """Ask the questions that options leave open, and inspect the model and the data.
+
+    Raises a UsageError if an answer is missing or unusable.
+    """
     recognised, model = _model(questions)
     kind = _kind(questions, recognised, model)
     init = kinds()[kind]
@@ -170,6 +177,8 @@ def _model(questions: Questions) -> tuple[str | None, Model]:
 
 def look_at_model(given: str, questions: Questions) -> tuple[str | None, Model]:
     """Recognise a model, and its kind if its files show it.
+
+    Raises a UsageError if there is nothing of that name, or it is not a model that Faded reads.
 
     Args:
         given: a file, a folder, ORG/NAME of a hub, a URL, or a name that some kind defines.

@@ -42,7 +42,7 @@ class PlacedInputs:
     def add(self, path: Path, option: str, beside: Sequence[str] = ()) -> str:
         """The name of a file or folder under inputs; a file with others `beside` it gets a folder for all of them.
 
-        Refuses a folder that contains the workspace or the user's home.
+        Raises a UsageError if it is a folder that contains the workspace or the user's home.
         """
         if path.resolve().is_relative_to(self._inputs):
             return path.resolve().relative_to(self._inputs).as_posix()
@@ -64,7 +64,10 @@ class PlacedInputs:
 
 
 def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> list[str]:
-    """Put files where the audit looks for them, keep copies that are there, and return a line for people on each."""
+    """Put files where the audit looks for them, keep copies that are there, and return a line for people on each.
+
+    Raises a UsageError if something else has the name.
+    """
     inputs = workspace / DATA / audit / "inputs"
     refuse_taken(workspace, audit, placed, copy=copy)
     inputs.mkdir(parents=True, exist_ok=True)

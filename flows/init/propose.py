@@ -30,7 +30,10 @@ from stages.tasks.init import Init, Option, Proposal, Seen
 
 @cache
 def kinds() -> Mapping[str, Init]:
-    """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them."""
+    """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them.
+
+    Raises a UsageError if one cannot be imported.
+    """
     found = {}
     for name, entry in plugins.entry_points_of(plugins.TASKS).items():
         task = plugins.imported(entry)
@@ -105,7 +108,10 @@ class Wanted:
 
 
 def propose_audit(wanted: Wanted) -> AuditDraft:
-    """A complete and valid audit, before anything is measured."""
+    """A complete and valid audit, before anything is measured.
+
+    Raises a UsageError if there are too few items.
+    """
     items = count_items(wanted)
     init, proposal = wanted.init, wanted.proposal
     available = wanted.seen.data.items
@@ -146,7 +152,10 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
 
 
 def count_items(wanted: Wanted) -> dict[str, int]:
-    """Number of items per split: as many as are useful, or equal parts of few items."""
+    """Number of items per split: as many as are useful, or equal parts of few items.
+
+    Raises a UsageError if there are too few.
+    """
     init, splits = wanted.init, ("discover", "repair", "test") if wanted.repair else ("discover",)
     available, pools = wanted.seen.data.items, wanted.seen.data.pools
     if available is None or not init.limited:
@@ -234,7 +243,10 @@ def pairs(budget: int) -> int:
 
 
 def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | None) -> None:
-    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs."""
+    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
+
+    Raises a UsageError with the number that is expected.
+    """
     concepts, pairs = draft.audit["concepts"], all_pairs(draft.audit)
     least = fewest_probes(len(concepts))
     if probes is not None and probes < least:
@@ -248,7 +260,10 @@ def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | Non
 
 @contextlib.contextmanager
 def tried(draft: AuditDraft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
-    """Enter a temporary workspace with only this audit, and check it there."""
+    """Enter a temporary workspace with only this audit, and check it there.
+
+    Raises a UsageError if the audit could not run.
+    """
     with TemporaryDirectory(prefix="faded-init-") as name:
         here = Path(name).resolve()
         inputs = here / DATA / draft.name / "inputs"

@@ -92,7 +92,10 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
-    """Make a folder in a git repository a workspace without an audit; existing audits are kept."""
+    """Make a folder in a git repository a workspace without an audit; existing audits are kept.
+
+    Raises a UsageError if an audit is described, or the folder cannot become a workspace.
+    """
     given = {**options.answers, "budget": options.budget, "probes": options.probes}
     if idle := [f"--{name}" for name, answer in given.items() if answer is not None]:
         raise UsageError(f"--bare creates a workspace without an audit: leave out {', '.join(idle)}")

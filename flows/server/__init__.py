@@ -199,7 +199,8 @@ class OwnServer:
     def served(self) -> Iterator[None]:
         """Run it in a thread, with web pages and services, and write its record for other commands of the workspace.
 
-        `faded serve` is a client of its own server: another process would take Prefect's memory a second time.
+        `faded serve` is a client of its own server: another process would take Prefect's memory a second time. Raises
+        an InfrastructureError if it does not start.
         """
         with _LOG.open("a") as log:
             self._thread = threading.Thread(target=self._serve, args=(log,), name="prefect-server", daemon=True)
