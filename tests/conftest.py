@@ -52,15 +52,6 @@ CHROMIUM_ARGS = [
 ]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `--dist loadgroup`: the tests of a file, and those of all files that need a Prefect server."""
-    quick = (item for item in items if isinstance(item, pytest.Function) and not item.get_closest_marker("slow"))
-    served = {item.path for item in quick if "prefect_server" in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("prefect" if item.path in served else item.path.stem))
-
-
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what was imported."""
     gc.freeze()
