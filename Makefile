@@ -82,7 +82,7 @@ constraints: .venv/.dev ## Write constraints.txt: the tested version of every pa
 		.venv/compiled.txt >constraints.txt
 
 clean: ## Remove .venv and scratch; results and DVC's cache stay
-	rm -rf .venv .faded build dist site .cache *.egg-info .*_cache
+	rm -rf .venv .faded build dist site *.egg-info .*_cache
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Faded needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python" >&2; exit 2; }

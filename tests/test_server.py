@@ -5,9 +5,11 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +24,10 @@ from flows.recur.deploy import apply
 from flows.recur.schedule import add_missing, read_entries
 from flows.server import RECORD, OwnServer, prefect_link, responds, served_api, talking_to
 from flows.server.security import authorization, client_settings, new_credential
+from flows.server.tables import make_tables
 from stages.params import load_params
 from tests.servers import long_lived_server
-from tests.shared import spare_migrations
+from tests.shared import prefect_home, spare_migrations
 from tests.workspace import ROOT, Workspace
 
 NOBODY = 65534
@@ -98,7 +101,29 @@ def test_tables_are_made_in_another_process_once_for_each_version_of_prefect(tmp
         assert server._tables_ready(ours, log)
         (home / "prefect.db").write_text("no database")
         assert server._tables_ready(ours, log)
+    assert ["flows.server.tables" in command for command in runs] == [True, False, False, False], "the rest upgrades"
     assert len(runs) == 4 and (home / "made-by").read_text() == version("prefect")
+
+
+@pytest.mark.slow
+def test_a_new_database_is_as_prefect_makes_it(tmp_path):
+    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(tmp_path)}, stdout=subprocess.DEVNULL, check=True)
+
+    def read(database: Path) -> tuple[dict[str, list[str]], list[str]]:
+        """The lines of its definitions, as the order of a table's constraints varies, and its version."""
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            rows = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+            lines = {name: sorted(re.split(r",\s*|\n", sql or "")) for name, sql in rows}
+            return lines, connection.execute("SELECT * FROM alembic_version").fetchall()
+
+    assert read(prefect_home() / "prefect.db") == read(tmp_path / "prefect.db")
+
+
+def test_a_database_that_cannot_be_made_is_left_to_prefect(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("alembic.script.ScriptDirectory.from_config", lambda _: 1 / 0)
+    assert not make_tables(tmp_path / "prefect.db") and "ZeroDivisionError" in capsys.readouterr().err
+    assert not (tmp_path / "prefect.db").exists()
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 A local server is our own child rather than Prefect's ephemeral one, for three reasons: it starts while the task's
 configuration is being checked, it dies with us even on kill -9, and it keeps its database in the workspace
-(.faded/prefect), separate from that of other tools, so that it is migrated only once.
+(.faded/prefect), separate from that of other tools, so that its tables are made only once.
 
 It answers no request without its credential (flows/server/security.py). If it dies, it is restarted at the same
 address: clients wait for a moment, and nothing is lost, as its database is in the workspace.
@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from flows.processes import RECORDS, child, end_children
 from flows.server.security import LINKS, Guard, ServerRecord, authorization, client_settings, new_credential, new_host
+from flows.server.tables import make_tables
 from flows.workspace import LOGS
 from stages.core.environment import WORK
 from stages.core.errors import Exit, InfrastructureError, UsageError
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 HOME = WORK / "prefect"  # its database
 _LOG = LOGS / "prefect-server.log"
 RECORD = WORK / "prefect-server.json"  # record of the server of `faded serve` for other commands
-_START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
+_START_LIMIT = 180.0  # seconds; a loaded machine needs ten to make a new database
 _DEATHS = 3  # deaths in quick succession after which a command gives up its server
 _SOON = 60.0  # seconds
 _END_LIMIT = 10.0  # seconds
@@ -242,15 +243,16 @@ class OwnServer:
         """
         import prefect
 
-        database = HOME.resolve() / "prefect.db"
-        made_by = database.with_name("made-by")  # the version of Prefect that the database is of
-        if not url.endswith(str(database)):
+        if (database := _own_database(url)) is None:
             return False
+        made_by = database.with_name("made-by")  # the version of Prefect that the database is of
         if _has_tables(database) and made_by.exists() and made_by.read_text() == prefect.__version__:
             return True
-        upgrade = ["flows.start.child", str(os.getpid()), "prefect", "server", "database", "upgrade", "--yes"]
+        upgrade = ["prefect", "server", "database", "upgrade", "--yes"]
+        make = upgrade if database.exists() else ["flows.server.tables", str(database)]
+        command = [sys.executable, "-P", "-m", "flows.start.child", str(os.getpid()), *make]
         env = {**self._defaults(), **os.environ}
-        done = subprocess.run([sys.executable, "-P", "-m", *upgrade], env=env, stdout=log, stderr=log, check=False)
+        done = subprocess.run(command, env=env, stdout=log, stderr=log, check=False)
         if done.returncode == 0:
             replace_file(made_by, prefect.__version__)
         return done.returncode == 0
@@ -280,6 +282,12 @@ class OwnServer:
         self._life.close()
         for one in self._sockets:
             one.close()
+
+
+def _own_database(url: str) -> Path | None:
+    """The workspace's own database, if a URL is of it."""
+    database = HOME.resolve() / "prefect.db"
+    return database if url.endswith(str(database)) else None
 
 
 def _has_tables(database: Path) -> bool:
@@ -341,6 +349,10 @@ def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
 
 def app() -> Any:
     """Build the application of a short-lived server, without web pages and the services of a long-lived one."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+    if (database := _own_database(PREFECT_API_DATABASE_CONNECTION_URL.value())) and not database.exists():
+        make_tables(database)
     return _guarded(os.environ.pop(_CREDENTIAL), None)
 
 
