@@ -107,6 +107,11 @@ class RowsInit(Init):
         typical = [name for name in columns if name.lower() in _TARGETS]
         likely = next((name for name in [*typical, columns[-1]] if 2 <= frame[name].nunique() <= _CLASSES), None)
         target = ask.text("target", asked, likely, one_of("target", columns))
+        if (many := frame[target].nunique()) > _CLASSES and pd.api.types.is_numeric_dtype(frame[target]):
+            raise UsageError(
+                f"--target {target} has {many:,} different numbers: only classes are audited, not predicted numbers."
+                " Name another column, or sort its numbers into ranges first"
+            )
         block: dict[str, Any] = {path.suffix[1:]: path.name, "target": target}
         own = ask.said("model") not in (None, *ESTIMATORS)
         if own and (dates := [name for name in frame if name != target and _is_date(frame[name])]):
