@@ -267,7 +267,6 @@ def test_init_names_rows_and_columns_of_which_nothing_is_known(tmp_path: Path) -
     assert seen.said.endswith("; 3 without churn are left out; nothing is known of notes")
 
 
-@pytest.mark.slow
 def test_init_refuses_to_take_many_numbers_for_classes(tmp_path: Path) -> None:
     pd.DataFrame({"age": range(66), "churn": ["yes", "no"] * 33}).to_csv(tmp_path / "rows.csv", index=False)
     ask: Any = SimpleNamespace(text=lambda *_: "age", said=lambda _: None)
@@ -275,6 +274,7 @@ def test_init_refuses_to_take_many_numbers_for_classes(tmp_path: Path) -> None:
         RowsInit().data(tmp_path / "rows.csv", "rows.csv", ask)
 
 
+@pytest.mark.slow
 def test_init_writes_the_block_of_a_function_or_a_file_and_says_what_the_columns_are(empty: Workspace) -> None:
     model = function(empty.path, "by_tenure", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
     code, told, audits = init(empty, "--model", model["function"])
