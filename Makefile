@@ -34,7 +34,7 @@ report: .venv/.audit ## Open the report of the last audit
 	@$(BIN)/faded report $(firstword $(AUDIT))
 
 test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
-	@$(BIN)/python -m pytest -m "not slow and not nightly" --numprocesses $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
 	@$(BIN)/python -m pytest -m "slow and not nightly" --numprocesses $(JOBS) --dist worksteal

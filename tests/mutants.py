@@ -85,7 +85,7 @@ def run(tree: Path, tests: tuple[str, ...]) -> int:
         os.environ["PYTHONPATH"] = str(tree)
         import pytest
 
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+        code = pytest.main(["-x", "-q", "-m", "", "-p", "no:cacheprovider", *tests])
         os._exit(int(code))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -59,6 +59,8 @@ def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
     assert (old.next, mine.next, half.next) == ("faded report old", "faded audit mine", "faded init --name half")
     assert old.failure_rate[:3] == pytest.approx((0.2, 0.19, 0.21)) and half.failure_rate == NO_RATE
     assert (old.outdated, mine.outdated) == (False, True)
+    cloned = graph(old=("data/old/prepare/items.parquet not in cache",))
+    assert not read_status(params, cloned, ["old"], []).audits[0].outdated, "published, if not here"
     assert old.verdict.when == datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert mine.verdict.when is not None and mine.verdict.when > old.verdict.when and half.verdict.when is None
     # A file changed after its commit has the date of the change.
@@ -124,8 +126,8 @@ def test_gates_are_shown_in_the_units_of_reports_one_a_line():
     show_verdict(console, LastVerdict("mine", False, gates, None, True))
     rows = [line.split() for line in console.export_text().splitlines() if "_max" in line or ".max" in line]
     assert rows == [
-        [longest, "+2.0", "+0.1", "−0.5", "to", "+0.8", "yes"],
-        ["failure_rate.max", "10.0%", "12.3%", "11.0–14.0%", "no"],
+        [longest, "≤", "+2.0", "+0.1", "−0.5", "to", "+0.8", "yes"],
+        ["failure_rate.max", "≤", "10.0%", "12.3%", "11.0–14.0%", "no"],
     ]
 
 

@@ -127,7 +127,7 @@ def states_of(stages: Sequence[Stage]) -> Iterator[StageState]:
         if stage.reasons == (RUNS_NOW,):
             yield StageState(stage.name, RUNS_NOW, ())
         elif stage.stale:
-            missing = all(reason.endswith(("missing", "deleted")) for reason in stage.reasons)
+            missing = all(reason.endswith(("missing", "deleted", "not in cache")) for reason in stage.reasons)
             yield StageState(stage.name, "missing" if missing else "stale", stage.reasons)
         else:
             yield StageState(stage.name, "behind" if after else "fresh", ("depends on a stale stage",) * after)

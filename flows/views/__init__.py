@@ -50,16 +50,14 @@ def show_run(console: Console, results: Sequence[StageResult], total: float) -> 
 def show_verdict(console: Console, verdict: LastVerdict) -> None:
     """Print the verdict of an audit with its gates, and where its report is."""
     from flows.results import gate_word
+    from stages.pages.words import gate_view
 
     if verdict.gates:
         table = new_table("gate", "bound", "value", "95% interval", "holds", right=("bound", "value"))
         for gate in verdict.gates:
-            holds = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
-            unit = _points if re.search(r"\.(change|minus_control)_", gate.gate) else "{:.1%}".format
-            numbers = (gate.bound, gate.value, gate.low, gate.high)
-            bound, value, low, high = ("–" if x is None else unit(x) for x in numbers)
-            interval = "–" if "–" in (low, high) else f"{low[:-1]}–{high}" if "%" in low else f"{low} to {high}"
-            table.add_row(escape(gate.named), bound, value, interval, holds)
+            shown, holds = gate_view(gate), f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
+            bound, value = (text.removesuffix(" points") for text in (shown.bound, shown.value))
+            table.add_row(escape(gate.named), bound, value, shown.interval, holds)
         console.print(table)
         console.print("numbers without % are in points")
     console.print(_verdict_line(verdict))
