@@ -127,6 +127,20 @@ def test_a_database_that_cannot_be_made_is_left_to_prefect(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+def test_prefect_does_not_know_of_the_credential_and_a_new_workspace_gets_its_database(tmp_path):
+    script = """if True:
+        from flows.server import app
+        app()
+        from prefect.settings import get_current_settings
+        assert get_current_settings().server.api.auth_string is None"""
+    home = tmp_path / ".faded/prefect"
+    home.mkdir(parents=True)
+    env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_API_AUTH_STRING": "secret"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0 and (home / "prefect.db").exists(), done.stderr.decode()
+
+
+@pytest.mark.slow
 def test_another_user_gets_no_answer_but_401_from_any_route(server):
     shown = {"Authorization": authorization(server.credential)}
     base = server.api.removesuffix("/api")

@@ -349,11 +349,12 @@ def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
 
 def app() -> Any:
     """Build the application of a short-lived server, without web pages and the services of a long-lived one."""
+    credential = os.environ.pop(_CREDENTIAL)  # before Prefect reads its settings, see `_guarded`
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
     if (database := _own_database(PREFECT_API_DATABASE_CONNECTION_URL.value())) and not database.exists():
         make_tables(database)
-    return _guarded(os.environ.pop(_CREDENTIAL), None)
+    return _guarded(credential, None)
 
 
 def _guarded(credential: str, host: str | None) -> Any:
