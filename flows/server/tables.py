@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 def make_tables(database: Path) -> bool:
@@ -15,14 +16,15 @@ def make_tables(database: Path) -> bool:
     Returns:
         False if it failed, and printed why; Prefect's server can still make them itself.
     """
-    part = database.with_suffix(".part")
-    part.unlink(missing_ok=True)
     try:
-        _migrate(part)
+        # In its own folder, as a journal that a killed process left beside it would be applied to it.
+        with TemporaryDirectory(prefix="new-", dir=database.parent) as folder:
+            _migrate(made := Path(folder, database.name))
+            if not database.exists():  # another server was not faster
+                made.rename(database)
     except Exception:  # whatever another version of Prefect or Alembic does
         traceback.print_exc()
         return False
-    part.rename(database)
     return True
 
 
