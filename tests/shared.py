@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 
-from flows.server.tables import make_tables
-
 _HOME = "FADED_TESTS_SHARED"  # environment variable with the session's folder, for its workers
 
 
@@ -46,6 +44,8 @@ def spare_migrations(workspace: Path) -> None:
 
 
 def _make_prefect_home(home: Path) -> None:
+    from flows.server.tables import make_tables  # later than conftest.py, which sets what numpy reads when imported
+
     home.mkdir()
     assert make_tables(home / "prefect.db")
     (home / "made-by").write_text(version("prefect"))
