@@ -117,17 +117,17 @@ def test_it_fits_80_columns_without_breaking_a_word():
 
 
 def test_gates_are_shown_in_the_units_of_reports_one_a_line():
-    longest = "other_failure_rate.minus_control_max"
+    longest = "target_failure_rate.minus_control_max"
     gates = [
-        Gate(gate=longest, bound=0.02, value=0.00133, low=-0.005, high=0.008, passed=True),
+        Gate(gate=longest, bound=0.02, value=0.00133, low=-0.278, high=0.241, passed=True),
         Gate(gate="failure_rate.max", bound=0.1, value=0.1234, low=0.11, high=0.14, passed=False),
     ]
     console = Console(width=80, record=True)
     show_verdict(console, LastVerdict("mine", False, gates, None, True))
     rows = [line.split() for line in console.export_text().splitlines() if "_max" in line or ".max" in line]
     assert rows == [
-        [longest, "≤", "+2.0", "+0.1", "−0.5", "to", "+0.8", "yes"],
-        ["failure_rate.max", "≤", "10.0%", "12.3%", "11.0–14.0%", "no"],
+        [longest, "+2.0", "+0.1", "−27.8", "to", "+24.1", "yes"],
+        ["failure_rate.max", "10.0%", "12.3%", "11.0–14.0%", "no"],
     ]
 
 

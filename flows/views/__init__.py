@@ -56,7 +56,9 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
         table = new_table("gate", "bound", "value", "95% interval", "holds", right=("bound", "value"))
         for gate in verdict.gates:
             shown, holds = gate_view(gate), f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
-            bound, value = (text.removesuffix(" points") for text in (shown.bound, shown.value))
+            # Without the sign and unit, which name and footnote say: more would not fit 80 columns.
+            _, bound, *_ = shown.bound.split()
+            value, *_ = shown.value.split()
             table.add_row(escape(gate.named), bound, value, shown.interval, holds)
         console.print(table)
         console.print("numbers without % are in points")
@@ -77,11 +79,6 @@ def _verdict_line(verdict: LastVerdict) -> str:
 def _styled_word(verdict: LastVerdict, before: str = "") -> str:
     style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
     return f"[{style}]{escape(before)}{verdict.word}[/]"
-
-
-def _points(difference: float) -> str:
-    """A difference of shares in points, as in reports, whose code imports too much."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def show_plan(console: Console, plan: Estimate) -> None:
@@ -165,6 +162,8 @@ def show_status(console: Console, status: Status) -> None:
 
 def show_history(console: Console, found: Histories) -> None:
     """Print the last results of audits, each with its drift and what changed before each result."""
+    from stages.pages.words import points
+
     if never := [one.audit for one in found.audits if not one.results]:
         print_plain(console, f"no results: {', '.join(never)}")
     for history in found.audits:
@@ -180,7 +179,7 @@ def show_history(console: Console, found: Histories) -> None:
                 f"{v.when:%Y-%m-%d}",
                 _styled_word(v),
                 short_rate(result.failure_rate),
-                _points(result.target_change) if result.target_change is not None else "",
+                points(result.target_change) if result.target_change is not None else "",
                 escape(v.decider),
             )
         console.print(table)
@@ -265,7 +264,9 @@ def short_rate(rate: Rate) -> str:
 
 
 def _difference(rate: Rate) -> str:
-    return f"{_points(rate.value)} points ({_points(rate.low)} to {_points(rate.high)})"
+    from stages.pages.words import points
+
+    return f"{points(rate.value)} points ({points(rate.low)} to {points(rate.high)})"
 
 
 def show_usage(console: Console, u: UsageInForce) -> None:
