@@ -336,11 +336,7 @@ def _weights(folder: Path, kind: Kind, dtype: str, options: Mapping[str, Any]) -
     loader = AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM
     safe = {} if "gguf_file" in options else {"use_safetensors": True}
     loaded: Any = loader.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-        **safe,  # type: ignore[arg-type] # mypy fits its values to every keyword that transformers names
-        **options,
+        folder, dtype=getattr(torch, dtype), output_loading_info=True, **safe, **options
     )
     model, told = loaded
     # transformers fills missing weights at random and only warns.
