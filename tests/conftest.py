@@ -52,6 +52,10 @@ CHROMIUM_ARGS = [
 ]  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.add_cleanup(partial(shutil.rmtree, os.environ["FADED_KEYS"]))
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what was imported."""
     gc.freeze()
