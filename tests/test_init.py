@@ -19,13 +19,13 @@ from rich.text import Text
 
 import flows.init.run
 from flows.init.answers import ask_questions
-from flows.init.propose import Wanted, search_budget
+from flows.init.propose import FEWEST, Wanted, kinds, repair_block, search_budget
 from flows.init.run import Options, init_audit
 from flows.init.unfinished import unmeasured
 from flows.workspace.new import AuditDraft, with_draft
 from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
-from stages.core.intervals import wilson
+from stages.core.intervals import Rate, Resampler, wilson
 from stages.params import load_params
 from stages.screening.sweep import Sweep, Worst
 from stages.tasks.classification.init.trial import Order
@@ -166,6 +166,20 @@ def test_a_name_that_is_taken_is_refused_and_another_one_is_added(repository, me
     (repository / "below").mkdir()
     init(repository / "below")  # in the same workspace; its name is guessed from the data
     assert list(load_params(repository / "params.yaml").audits) == ["shapes", "shapes-2"]
+
+
+@pytest.mark.parametrize("items", [FEWEST, 54, 200, 1000])
+def test_what_changes_next_to_nothing_holds_the_proposed_gates_however_few_the_items(items):
+    gates = repair_block(kinds()["chat"], {"test": items}, 300)["gates"]
+    unchanged, broken = np.zeros(items), np.repeat([1.0, 0.0], [items // 100, items - items // 100])
+    resampled = Resampler(np.arange(items), 2000, 7)
+
+    def ends(values: np.ndarray, bounds: tuple[float, float]) -> Rate:
+        return resampled.mean(values, np.ones(items), bounds)
+
+    assert ends(unchanged, (-1, 1)).high <= gates["other_failure_rate"]["change_max"]
+    assert ends(unchanged, (-1, 1)).low >= gates["clean_quality"]["change_min"]
+    assert ends(broken, (0, 1)).high <= gates["newly_failing"]["max"]
 
 
 def test_every_other_byte_of_params_stays():

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,8 @@ from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.core import plugins
 from stages.core.errors import UsageError
+from stages.core.intervals import LEVEL
+from stages.landscape.power import CHURN
 from stages.params import DATA, Params, load_params
 from stages.params.network import is_served
 from stages.params.usage import UsageConfig, in_use
@@ -70,8 +73,6 @@ PROBES_OF_SEARCH = 2.5  # per probe of the budget: two explorers, and half as ma
 BUDGETS = (200, 4000)  # fewer probes teach nothing; more seldom show more
 # Smallest size of each split: with fewer items, intervals would be as wide as the range.
 FEWEST = 10
-# With fewer test items intervals are wide, and a strict bound would fail for lack of evidence.
-_FEW = 500
 _COMMENT = 110  # largest width of a comment, in columns
 # How often a model may fail in use, where three in ten inputs are unchanged, and in its worst mode; nobody knows what a
 # person would accept.
@@ -196,7 +197,7 @@ def all_pairs(audit: Mapping[str, Any]) -> int:
 
 def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str, Any]:
     """The block of the repair, with its gates."""
-    few = items["test"] < _FEW
+    change = _least_bound(items["test"])
     return {
         "feedback": {"policy": "top-k", "modes": 3},
         "restructure": {"method": init.method, "control": init.control, **init.restructure, "settings": {}},
@@ -204,11 +205,17 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
         "gates": {
             "failure_rate": {"max": _MOST_FAILURES},
             "target_failure_rate": {"change_max": -0.05, "max": _MOST_IN_A_MODE},
-            "other_failure_rate": {"change_max": 0.05 if few else 0.0},
-            "newly_failing": {"max": 0.1 if few else 0.05},
-            "clean_quality": {"change_min": -0.1 if few else -0.02},
+            "other_failure_rate": {"change_max": change},
+            "newly_failing": {"max": round(change + CHURN, 2)},
+            "clean_quality": {"change_min": -change},
         },
     }
+
+
+def _least_bound(items: int) -> float:
+    """Bound of a change, in whole points, that a usual repair holds; few items cannot show that a lower one holds."""
+    no_change = 1 - ((1 - LEVEL) / 2) ** (1 / items)  # end of the interval where no item changes, as of `Resampler`
+    return ceil(100 * (no_change + CHURN)) / 100
 
 
 def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | None) -> AuditDraft:
