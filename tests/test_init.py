@@ -92,7 +92,7 @@ def test_what_the_sweep_saw_is_written_beside_the_levels(repository, measured):
     assert "# turn about the centre, counter-clockwise, in degrees; 80°: 35% fail, label upright 96%" in text
     plain = " ".join(text.replace("#", " ").split())
     assert "2% of them fail unchanged" in plain and "none in 30% of inputs, one in 40%, two in 20%" in plain
-    assert "20°: 5% ▁  40°: 10% ▁  80°: 35% ▃" in told and "label upright at 80°: 96% of 50, others 6%" in told
+    assert "20°:5%▁  40°:10%▁  80°:35%▃" in told and "label upright at 80°: 96% of 50, others 6%" in told
     assert "label upright at 80°" in (repository / ".faded/init/shapes.html").read_text()
     assert "20 discover items and 20 test items support no claim about others" in told
     audit = load_params(repository / "params.yaml").audit("shapes")

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,40 @@ def test_a_range_in_which_nearly_everything_fails_gets_finer_levels_near_the_neu
     assert not any(concept.finer for concept in found.concepts[1:]) and found.probes <= 1000
 
 
+def test_a_concept_that_goes_both_ways_is_swept_on_both_sides_of_its_neutral_level():
+    class Turned(Planted):
+        """Items of one kind fail when tilted back by 20 or more."""
+
+        catalogue: Mapping[str, Any] = {"tilt": SimpleNamespace(low=-100, high=100)}
+
+        def __init__(self, levels: Mapping[str, Sequence[Any]], breaks: float) -> None:
+            super().__init__(levels, breaks=breaks)
+            tilt, *others = self.concepts.concepts
+            self.concepts = ConceptSpace((replace(tilt, neutral=0), *others))
+
+        def discrepancy(self, number: int, levels: dict[str, Any]) -> float:
+            back = max(0, -levels["tilt"])
+            return super().discrepancy(number, levels | {"tilt": back})
+
+    levels = {**LEVELS, "tilt": [-40, -20, 0, 20, 40]}
+    tilt = sweep(lambda levels: Turned(levels, 99), levels, 1000, seed=3).concepts[0]
+    assert tilt.base == 2 and tilt.worst is not None
+    assert (tilt.worst.value, tilt.worst.level, tilt.worst.rate.value) == (WEAK, "-40", 1.0)
+    assert [rate.value > 0 for rate in tilt.rates] == [True, True, False, False, False]
+    assert tilt.said == f"-40: {tilt.rates[0].value:.0%} fail, label {WEAK} 100%"
+    sides = [rate.n for rate in tilt.rates if rate is not tilt.rates[tilt.base]]
+    assert all(1.5 < sides[end] / n < 2.5 for end in (0, -1) for n in sides[1:3])
+    one_side = sweep(lambda levels: Turned(levels, 4), levels, 1000, seed=3).concepts[0]
+    assert not one_side.finer, "half of the weakest levels break nothing"
+
+    class Fragile(Turned):
+        def discrepancy(self, number: int, levels: dict[str, Any]) -> float:
+            return super().discrepancy(number, levels | {"tilt": -abs(levels["tilt"])})
+
+    finer = sweep(lambda levels: Fragile(levels, 4), levels, 1000, seed=3).concepts[0]
+    assert finer.finer and finer.levels == (-5, -2, 0, 2, 5), finer.levels
+
+
 def test_it_keeps_to_its_budget_and_refuses_one_that_is_too_small():
     assert fewest_probes(3) == 40
     found, _ = swept(40)
@@ -218,7 +253,7 @@ def test_screen_prepares_and_measures_and_changes_nothing(workspace: Workspace) 
     assert code == 0, told
     assert "prepare@tiny is not up to date, so it runs first" in told and "400 probes at most" in told
     rows = {line.split()[0]: line for line in told.splitlines() if line.split()}
-    assert "1: 0%" in rows["haze"] and "effect" not in rows["haze"].replace("no larger effect", "")
-    assert "3: 100%" in rows["tilt"] and " at 3" in rows["tilt"]
+    assert "1:0%" in rows["haze"] and "effect" not in rows["haze"].replace("no larger effect", "")
+    assert "3:100%" in rows["tilt"] and " at 3" in rows["tilt"]
     assert path.read_text() == before
     assert "tilt" in (workspace.path / ".faded/screen/tiny.html").read_text()

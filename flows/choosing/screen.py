@@ -121,7 +121,7 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
     for concept in found.concepts:
         levels = [(escape(concept.labels[i]), concept.rates[i]) for i in concept.others]
         curve = "  ".join(
-            f"{label}: {rate.value:.0%} {_BARS[min(7, int(8 * rate.value))]}" if rate.n else f"{label}: not probed"
+            f"{label}:{rate.value:.0%}{_BARS[min(7, int(8 * rate.value))]}" if rate.n else f"{label}:not probed"
             for label, rate in levels
         )
         worst = ""

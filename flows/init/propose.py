@@ -139,7 +139,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
         "compute": "auto takes a GPU, if there is one",
         **({} if is_served(wanted.model) else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
         "prepare.items": of + splits,
-        "concepts": "The unchanged level first. Not measured yet: `faded init` did not finish; run it again to resume.",
+        "concepts": "Not measured yet: `faded init` did not finish; run it again to resume.",
         "discrepancy": init.meaning,
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name, note in proposal.notes.items()},
@@ -191,6 +191,7 @@ def search_budget(probe_seconds: float) -> int:
 
 def all_pairs(audit: Mapping[str, Any]) -> int:
     """Number of pairs of an item in the search split and a cell that occurs in use, the largest useful budget."""
+    # Which level changes nothing does not matter to their number.
     concepts = tuple(Concept(name, tuple(levels), neutral=levels[0]) for name, levels in audit["concepts"].items())
     return int(audit["prepare"]["items"]["discover"]) * in_use(ConceptSpace(concepts), UsageConfig()).n_used
 
@@ -227,7 +228,7 @@ def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | No
     audit = {**draft.audit, "concepts": seen.levels}
     spend = budget or min(search_budget(seconds), all_pairs(audit))
     head = (
-        "The unchanged level first, the last one the end of what people accept. Each concept was probed alone,"
+        "The levels reach as far as people still expect the right answer. Each concept was probed alone,"
         f" {seen.probes:,} probes on {seen.said}. How often changes occur in use is"
         " assumed: none in 30% of inputs, one in 40%, two in 20%, three in 10%, levels alike."
         " Under `usage:` it can be stated or measured, see docs/usage.md."

@@ -61,14 +61,20 @@ class Axis:
 
     @property
     def shrinks(self) -> bool:
-        """Whether levels between those of the user are valid, and all lie on one side of the base."""
+        """Whether levels between those of the user are valid."""
         numbers = self.concept.ordered and all(isinstance(level, int | float) for level in self.concept.levels)
-        return numbers and self.bounds is not None and self.base == 0
+        return numbers and self.bounds is not None and len(self.concept) > 1
+
+    @property
+    def nearest(self) -> list[int]:
+        """Indices of the weakest level on each side of the base."""
+        return [i for i in (self.base - 1, self.base + 1) if 0 <= i < len(self.concept)]
 
     @property
     def weakest(self) -> float:
-        reach = np.abs(np.array(self.concept.levels, dtype=float) - float(self.concept.levels[0]))
-        return float(reach[1] / reach.max())
+        """The largest strength of the weakest levels."""
+        reach = np.abs(np.array(self.concept.levels, dtype=float) - float(self.concept.levels[self.base]))
+        return float(reach[self.nearest].max() / reach.max())
 
     def scaled(self, factor: float) -> tuple[Level, ...]:
         """Return the levels with every strength multiplied by `factor`, at most 1, rounded to short numbers."""
@@ -152,7 +158,7 @@ FEWEST_ITEMS = 10
 SLIGHT = 0.2  # standard deviations of the discrepancy; smaller changes of it are no larger effect (Cohen 1988: small)
 _FEWEST_OF_A_GROUP = 4  # items; fewer cannot differ clearly
 _SIGNIFICANT = 0.05
-_SCOUTS = 8  # items that pass unchanged, and show whether the weakest level already breaks nearly everything
+_SCOUTS = 8  # items that pass unchanged, and show whether the weakest levels already break nearly everything
 _BREAKS = 0.85  # share of these that fail then
 _FINER = 3  # how often a range is cut down to its weakest level
 
@@ -192,11 +198,11 @@ class ConceptSweep:
     Args:
         labels: the levels for people.
         rates: failure rate at each level.
-        base: index of the unchanged level.
+        base: index of the unchanged level; in the middle if a concept goes both ways.
         changes: change of the discrepancy of the same items from the unchanged level to each level; intervals hold for
             all levels together (Bonferroni).
         slight: smaller changes than this are no larger effect.
-        finer: whether the range was cut, because the weakest level broke nearly everything.
+        finer: whether the range was cut, because its weakest levels broke nearly everything.
         worst: who fails clearly more often than others; None if nobody does.
     """
 
@@ -212,12 +218,12 @@ class ConceptSweep:
 
     @property
     def said(self) -> str:
-        """What was seen at the end of the range, and who fails most."""
-        worst = self.worst
-        if worst is None or worst.level == self.labels[-1]:
-            told = f"{self.labels[-1]}: {self.rates[-1].value:.0%} fail"
-            return told if worst is None else f"{told}, {worst.said}"
-        return f"{self.labels[-1]}: {self.rates[-1].value:.0%} fail; {worst.level}: {worst.said}"
+        """What was seen at the end of the range, the worse one if there are two, and who fails most."""
+        worst, end = self.worst, max(_ends(len(self.levels), self.base), key=lambda i: self.rates[i].value)
+        told = f"{self.labels[end]}: {self.rates[end].value:.0%} fail"
+        if worst is None:
+            return told
+        return f"{told}, {worst.said}" if worst.level == self.labels[end] else f"{told}; {worst.level}: {worst.said}"
 
     @property
     def others(self) -> list[int]:
@@ -264,6 +270,11 @@ class Sweep:
     @property
     def levels(self) -> dict[str, list[Level]]:
         return {concept.name: list(concept.levels) for concept in self.concepts}
+
+
+def _ends(levels: int, base: int) -> list[int]:
+    """Return the indices of the strongest levels: the last, and the first if the unchanged one is between them."""
+    return [i for i in dict.fromkeys((0, levels - 1)) if i != base] or [base]
 
 
 def fewest_probes(concepts: int) -> int:
@@ -332,7 +343,7 @@ def sweep(
         rates = [wilson(int(one["failed"].sum()), len(one)) for one in here]
         rates[axes[j].base] = rate
         changes = [_change(one["change"].to_numpy(), len(labels) - 1) for one in here]
-        group = None if worst is None else _group(rows, labels, known, *worst)
+        group = None if worst is None else _group(rows, labels, axes[j].base, known, *worst)
         swept.append(
             ConceptSweep(
                 name, grid[name], labels, rates, axes[j].base, changes, SLIGHT * spread, finer=name in cut, worst=group
@@ -375,7 +386,7 @@ def _stratified(attributes: pd.DataFrame, by: str | None, n: int, seed: int) -> 
 
 
 def _dealt(axis: Axis, turns: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Deal the levels of a concept, except the unchanged one, to items; the strongest has two places in the round.
+    """Deal the levels of a concept, except the unchanged one, to items; the strongest have two places in the round.
 
     Returns:
         At most `most` pairs of a row and a level, each once: (n,), (n,).
@@ -383,9 +394,10 @@ def _dealt(axis: Axis, turns: np.ndarray, most: int) -> tuple[np.ndarray, np.nda
     others = [i for i in range(len(axis.concept)) if i != axis.base]
     if not others:
         return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
-    *weaker, strongest = others
+    strongest = _ends(len(axis.concept), axis.base)
+    weaker = [i for i in others if i not in strongest]
     half = len(weaker) // 2
-    places = np.array([strongest, *weaker[:half], *([strongest] if weaker else []), *weaker[half:]])
+    places = np.array([*strongest, *weaker[:half], *(strongest if weaker else []), *weaker[half:]])
     rows = np.tile(np.arange(len(turns)), len(places))
     levels = np.concatenate([places[(turns + shift) % len(places)] for shift in range(len(places))])
     pairs = pd.DataFrame({"row": rows, "level": levels}).drop_duplicates()[:most]
@@ -400,12 +412,13 @@ def _finer(
     order: np.ndarray,
     clean: np.ndarray,
 ) -> dict[str, tuple[Level, ...]]:
-    """Return finer levels of the concepts whose weakest level already breaks nearly all items that pass unchanged."""
+    """Return finer levels of the concepts whose weakest levels already break nearly all items that pass unchanged."""
     base = np.array([axis.base for axis in axes])
     scouts, factors = {}, {}
     for j, (who, at) in dealt.items():
         if axes[j].shrinks:
-            chosen = [row for row in who[at == 1] if not clean[row]][:_SCOUTS]
+            weakest = np.isin(at, axes[j].nearest) & ~clean[who]
+            chosen = np.column_stack([who, at])[weakest][:_SCOUTS]
             if len(chosen) >= _SCOUTS // 2:
                 scouts[j], factors[j] = chosen, 1.0
 
@@ -419,8 +432,8 @@ def _finer(
             if probes.left < len(chosen):
                 continue
             cells = np.tile(base, (len(chosen), 1))
-            cells[:, j] = 1
-            if probes.ask(grid, order[chosen], cells, "weakest levels")["failed"].mean() >= _BREAKS:
+            cells[:, j] = chosen[:, 1]
+            if probes.ask(grid, order[chosen[:, 0]], cells, "weakest levels")["failed"].mean() >= _BREAKS:
                 still.append(j)
         for j in still:
             factors[j] *= axes[j].weakest
@@ -464,16 +477,23 @@ def _worst(
 
 
 def _group(
-    rows: pd.DataFrame, labels: Sequence[str], attributes: pd.DataFrame, attribute: str, value: str, p: float
+    rows: pd.DataFrame,
+    labels: Sequence[str],
+    base: int,
+    attributes: pd.DataFrame,
+    attribute: str,
+    value: str,
+    p: float,
 ) -> Worst | None:
     """Return the failures of a group at the level at which it differs most from the others, the strongest of these."""
     own = attributes[attribute].iloc[rows["row"]].to_numpy() == value
-    best: tuple[float, Worst] | None = None
+    best: tuple[float, int, Worst] | None = None
     for level, label in enumerate(labels):
-        here = (rows["level"] == level).to_numpy()
+        at = (rows["level"] == level).to_numpy()
         rate, others = (
-            wilson(int(rows.loc[side & here, "failed"].sum()), int((side & here).sum())) for side in (own, ~own)
+            wilson(int(rows.loc[side & at, "failed"].sum()), int((side & at).sum())) for side in (own, ~own)
         )
-        if rate.n and others.n and (best is None or rate.value - others.value >= best[0]):
-            best = rate.value - others.value, Worst(attribute, value, label, rate, others, p)
-    return None if best is None else best[1]
+        if rate.n and others.n:
+            here = rate.value - others.value, abs(level - base), Worst(attribute, value, label, rate, others, p)
+            best = here if best is None else max(best, here, key=lambda one: one[:2])
+    return None if best is None else best[-1]

@@ -29,8 +29,8 @@ _TARGETS = ("target", "label", "class", "diagnosis", "outcome", "y")
 _NAMED = 8  # maximum number of columns that are named
 _CLASSES = 50  # maximum number of values in a column of labels
 _CONCEPTS: Mapping[str, Sequence[float | str]] = {
-    "gain": [0, 5, 10, 15, 20],
-    "drift": [0, 0.25, 0.5, 0.75, 1],
+    "gain": [-20, -10, 0, 10, 20],
+    "drift": [-1, -0.5, 0, 0.5, 1],
     "noise": [0, 0.25, 0.5, 0.75, 1],
     "rounding": [0, 0.25, 0.5, 0.75, 1],
     "missing": [0, 0.1, 0.2, 0.3, 0.4],

@@ -35,8 +35,8 @@ from stages.usage import measures
 from stages.usage.measures import BATCH, Reader, sample
 
 _CONCEPTS: Mapping[str, list[float]] = {
-    "rotation": [0, 10, 20, 30, 40],
-    "translation": [0, 0.05, 0.1, 0.15],
+    "rotation": [-40, -20, 0, 20, 40],
+    "translation": [-0.15, -0.08, 0, 0.08, 0.15],
     "scale": [1, 0.9, 0.8, 0.7],
     "occlusion": [0, 0.03, 0.06, 0.1],
     "darkening": [0, 0.2, 0.4, 0.6, 0.8],
