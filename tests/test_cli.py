@@ -28,8 +28,9 @@ from flows.results.estimate import Estimate, estimate_cost, supports_no_claim, w
 from flows.terminal import print_plain
 from flows.views.labels import code
 from stages.concepts import Concept, ConceptSpace
-from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
+from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, missing_package, run_as_command
 from stages.core.files import record_probe_seconds, seal
+from stages.core.git import git
 from stages.params import AuditConfig, Params
 from tests.finished import audit_running, faded, inside
 from tests.planted import PlantedTask
@@ -167,6 +168,18 @@ def test_what_the_machine_did_is_told_from_a_bug(error, code, capsys):
         assert "models/x" in told and "the same command resumes" in told
 
 
+def test_a_package_of_an_extra_that_is_not_installed_is_told_with_the_command_that_installs_it(monkeypatch):
+    def told_of(module: str) -> str | None:
+        error = missing_package(ModuleNotFoundError(f"No module named {module!r}", name=module))
+        return None if error is None else str(error)
+
+    assert told_of("timm") is None  # it is installed, so a part of it is missing
+    monkeypatch.setattr("stages.core.errors.find_spec", lambda module: None)
+    assert told_of("timm.models") == "timm is not installed: pip install 'faded[image]'"
+    assert told_of("PIL") == "PIL is not installed: pip install 'faded[image]' or 'faded[text-to-image]'"
+    assert told_of("mine") is None and missing_package(ValueError("timm")) is None
+
+
 def test_a_plan_tells_cost_before_anything_runs(toys):
     done = run_here(toys, "plan")
     assert done.returncode == 0
@@ -190,7 +203,7 @@ def estimated(*kinds: str, **repair: Any) -> Estimate:
     return estimate_cost(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
 
 
-def test_files_that_an_own_function_names_outside_inputs_are_told(tmp_path, monkeypatch):
+def test_files_that_make_nothing_stale_and_decisions_that_git_ignores_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/tiny/inputs").mkdir(parents=True)
     for name in ("model.joblib", "data/tiny/inputs/in.joblib"):
@@ -202,6 +215,12 @@ def test_files_that_an_own_function_names_outside_inputs_are_told(tmp_path, monk
     assert line.startswith("tiny: scoring.py mentions files outside data/tiny/inputs (model.joblib): changes")
     (tmp_path / "scoring.py").write_text("not Python")
     assert warnings_of("tiny", audit) == []
+    git("init")
+    (tmp_path / ".gitignore").write_text("other/\n")
+    assert warnings_of("tiny", audit) == []
+    (tmp_path / ".gitignore").write_text("tiny/\n")  # meant for pictures of that name
+    [line] = warnings_of("tiny", audit)
+    assert line.startswith("tiny: git ignores data/tiny/decisions, so no decision would be committed")
 
 
 def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch):

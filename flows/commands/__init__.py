@@ -14,7 +14,7 @@ from rich.segment import Segment
 from typer.core import TyperGroup
 
 from flows.terminal import as_json, error_as_json, harmless, print_plain
-from stages.core.errors import Exit, FadedError, UsageError, machine_failure, stop_code
+from stages.core.errors import Exit, FadedError, UsageError, machine_failure, missing_package, stop_code
 
 if TYPE_CHECKING:
     from stages.params import Params
@@ -42,6 +42,9 @@ class _Group(TyperGroup):
         except typer.Exit:
             raise
         except Exception as error:  # the exit codes are those of flows/cli.py
+            if (missing := missing_package(error)) is not None:
+                _error_as_json(command, str(missing), missing.exit_code)
+                raise missing from None
             refused = getattr(error, "format_message", None)  # click's: of an option
             told = refused() if refused else error_text(error) or f"a bug in faded: {type(error).__name__}"
             _error_as_json(command, told, getattr(error, "exit_code", 3))

@@ -19,6 +19,7 @@ from flows.results.abilities import abilities_of
 from flows.run_stage import StageResult
 from stages.code import model_function
 from stages.core.files import probe_seconds, stage_dir
+from stages.core.git import git
 from stages.core.intervals import wilson
 from stages.params import AuditConfig, Params
 from stages.records import audit_folder
@@ -150,8 +151,15 @@ def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float 
 
 def warnings_of(name: str, audit: AuditConfig) -> list[str]:
     """What is doubtful about an audit, by its parameters and the code that they name."""
-    told = _unwatched_files(name, audit), supports_no_claim(audit.prepare, audit.discover.budget)
+    few = supports_no_claim(audit.prepare, audit.discover.budget)
+    told = _unwatched_files(name, audit), few, _ignored_by_git(stage_dir(name, "decisions"))
     return [f"{name}: {line}" for line in told if line is not None]
+
+
+def _ignored_by_git(decisions: Path) -> str | None:
+    if git("check-ignore", "--quiet", "--no-index", str(decisions)) is None:
+        return None
+    return f"git ignores {decisions}, so no decision would be committed; `git check-ignore -v {decisions}` says why"
 
 
 def _unwatched_files(name: str, audit: AuditConfig) -> str | None:

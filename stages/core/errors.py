@@ -8,11 +8,14 @@ Every class also derives from a builtin error, so that users of the library can 
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from errno import EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS
+from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 from io import IOBase
 from typing import Any
 
@@ -89,6 +92,23 @@ def first_problems(problems: Sequence[object], most: int = 4) -> str:
     return "; ".join(map(str, problems[:most])) + (f"; and {len(problems) - most} more" if len(problems) > most else "")
 
 
+def missing_package(error: BaseException) -> UsageError | None:
+    """Return the command that installs the package whose import failed, if one of Faded's extras has it."""
+    if not isinstance(error, ModuleNotFoundError) or find_spec(module := str(error.name).partition(".")[0]) is not None:
+        return None
+    wanted = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    try:
+        requirements = requires("faded") or ()
+    except PackageNotFoundError:  # a source tree that is not installed
+        return None
+    stated = (re.match(rf"{re.escape(wanted)}\b(?!-).*extra == .([\w-]+)", line) for line in requirements)
+    extras = dict.fromkeys(f"'faded[{match[1]}]'" for match in stated if match)
+    return UsageError(f"{module} is not installed: pip install {' or '.join(extras)}") if extras else None
+
+
+_DISTRIBUTIONS = {"PIL": "pillow"}
+
+
 def run_as_command(stage: Callable[[], None]) -> None:
     """Run a stage and turn its errors into the exit codes above.
 
@@ -97,13 +117,14 @@ def run_as_command(stage: Callable[[], None]) -> None:
     """
     try:
         stage()
-    except FadedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        away = isinstance(error, UnavailableError)
-        raise SystemExit(int(Exit.UNAVAILABLE if away else error.exit_code)) from None
-    except KeyboardInterrupt as error:
-        raise SystemExit(stop_code(error)) from None
-    except Exception as error:
+    except KeyboardInterrupt as stop:
+        raise SystemExit(stop_code(stop)) from None
+    except Exception as raised:
+        error = missing_package(raised) or raised
+        if isinstance(error, FadedError):
+            print(f"error: {error}", file=sys.stderr)
+            away = isinstance(error, UnavailableError)
+            raise SystemExit(int(Exit.UNAVAILABLE if away else error.exit_code)) from None
         if (failure := machine_failure(error)) is not None:
             print(f"error: {failure}", file=sys.stderr)
             raise SystemExit(int(Exit.INFRASTRUCTURE)) from None

@@ -98,11 +98,9 @@ def _image_classifier(path: Path, name: str, config: Mapping[str, Any]) -> Recog
 
 
 def _onnx(path: Path) -> RecognisedClassifier | None:
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError:
-        raise UsageError(f"--model {path}: reading it needs the package onnx: pip install 'faded[onnx]'") from None
+    import onnx
+    from google.protobuf.message import DecodeError
+
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (DecodeError, OSError, ValueError) as error:
@@ -158,7 +156,9 @@ def _weights(path: Path, ask: Ask) -> RecognisedClassifier:
     fitting = candidates(path.stem, shapes)
     if not fitting:
         _refuse_transformers(path, shapes)
-    more = f"; these fit: {', '.join(fitting)}" if len(fitting) > 1 else ""
+    none = "none of the most common ones fits, nor one in the file's name"
+    fits = f"these fit: {', '.join(fitting)}" if fitting else none
+    more = f"; {fits}" if len(fitting) != 1 else ""
     question = f"Which architecture are these weights of (timm, torchvision{more})"
     guess = next(iter(fitting), None)
     library, name = library_of(ask.text("architecture", question, guess, library_of))
@@ -241,7 +241,8 @@ def library_of(name: str) -> tuple[str, str]:
     if not known:
         raise UsageError("no architectures are known here: pip install 'faded[image]'")
     everything = [each for names in known.values() for each in names]
-    raise UsageError(f"no architecture {name!r} in {' or '.join(known)}{did_you_mean(name, everything)}")
+    without = "" if "timm" in known else "; timm is not installed: pip install 'faded[image]'"
+    raise UsageError(f"no architecture {name!r} in {' or '.join(known)}{did_you_mean(name, everything)}{without}")
 
 
 def architectures() -> dict[str, list[str]]:
