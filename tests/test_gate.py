@@ -1,6 +1,7 @@
 """The gate for CI: worse results fail, equal ones pass, incomparable ones are refused, and unproven ones fail."""
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -169,9 +170,23 @@ def altered(where: str, **update: Any) -> Callable[[Run], Run]:
     return lambda run: replace(run, **{where: getattr(run, where).model_copy(update=update)})
 
 
+def test_another_grid_is_told_by_the_concept_and_its_levels(workspace):
+    def coarser(run: Run) -> Run:
+        first, *others = run.landscape.concepts
+        concepts = [first.model_copy(update={"levels": first.levels[:2]}), *others]
+        return replace(run, landscape=run.landscape.model_copy(update={"concepts": concepts}))
+
+    with pytest.raises(UsageError) as error:
+        of_another(workspace, "other", coarser)
+    with inside(workspace):
+        first = read_run(WORKSPACE, "other", repaired=False).landscape.concepts[0]
+    levels = list(first.levels)
+    told = f"  concepts.{first.name}.levels: {json.dumps(levels)} against {json.dumps(levels[:2])}"
+    assert str(error.value).splitlines()[1:] == [told], "and not that the weights of other levels differ"
+
+
 def test_unlike_runs_are_refused_with_the_reason(workspace):
     for what, where, value in (
-        ("concepts", "landscape", []),
         ("ratings", "landscape", RatingsInForce.model_construct(sha256="0" * 64, fails_below=5)),
         ("seed", "provenance", 4),
         ("device", "provenance", "cuda (H100)"),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,15 +143,28 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     Args:
         more: further fields of provenance.json that have to be the same.
     """
-    other = measured_as(b)
-    pairs = [(name, x, other[name]) for name, x in measured_as(a).items()]
+    one, other = measured_as(a), measured_as(b)
+    if one["concepts"] != other["concepts"]:  # another grid has other weights, which would say nothing more
+        del one["usage"]
+    pairs = [(name, x, other[name]) for name, x in one.items()]
     pairs += [(name, made_with(a.provenance, name), made_with(b.provenance, name)) for name in (*ALIKE, *more)]
     if a.evaluation and b.evaluation:
         x, y = a.evaluation.provenance, b.evaluation.provenance
         pairs += [(f"re_evaluate: {name}", made_with(x, name), made_with(y, name)) for name in (*ALIKE, *more)]
-    unlike = [f"  {name}: {_short(x)} against {_short(y)}" for name, x, y in pairs if x != y]
+    unlike = [line for name, x, y in pairs for line in _unlike(name, x, y)]
     if unlike:
         raise UsageError("\n".join([f"{a.revision} and {b.revision} are not comparable:", *unlike]))
+
+
+def _unlike(name: str, a: Any, b: Any) -> Iterator[str]:
+    """Name the values that differ, each by its path."""
+    if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
+        for key in a:
+            yield from _unlike(f"{name}.{key}", a[key], b[key])
+    elif isinstance(a, dict) and isinstance(b, dict):
+        yield f"  {name}: {', '.join(a)} against {', '.join(b)}"
+    elif a != b:
+        yield f"  {name}: {_short(a)} against {_short(b)}"
 
 
 def made_with(provenance: Provenance, name: str) -> Any:
@@ -164,10 +177,13 @@ def made_with(provenance: Provenance, name: str) -> Any:
 
 def measured_as(run: Run) -> dict[str, object]:
     """What the probes of a run are, how common they are in use, and when one fails, as plain data."""
-    landscape = run.landscape
+    landscape, usage = run.landscape, run.landscape.usage
+    concepts = {concept.name: concept.to_json() for concept in landscape.concepts}
     return {
-        "concepts": [concept.to_json() for concept in landscape.concepts],
-        "usage": "uniform" if landscape.usage is None else landscape.usage.to_json(),
+        "concepts": concepts,
+        "usage": "uniform"
+        if usage is None
+        else {**usage.to_json(), "weights": dict(zip(concepts, usage.weights, strict=True))},
         "threshold": landscape.threshold,
         "ratings that define a failure": landscape.ratings.bound.to_json() if landscape.ratings else {},
     }
