@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows.graph import Graph, Stage
+from flows.graph.lock import as_published
 from flows.results import LastVerdict, read_verdict
 from flows.results.glance import Glance, Status, read_status
 from flows.views import show_status, show_verdict
@@ -98,20 +99,37 @@ def test_status_and_history_name_the_same_verdict_wherever_its_files_are(params)
     assert newest() == committed
 
 
+def test_results_are_as_published_only_if_every_stage_is(params):
+    def locked(**outs: str) -> str:
+        stages = {f"{kind}@old": {"outs": [{"path": f"{kind}.json", "md5": md5}]} for kind, md5 in outs.items()}
+        return json.dumps({"schema": "2.0", "stages": stages})
+
+    git("init")
+    assert as_published("old") is None
+    Path("dvc.lock").write_text(locked(prepare="0", discover="1"))
+    git("add", "dvc.lock")
+    git(*IDENTITY, "commit", "-m", "old")
+    assert (as_published("old"), as_published("mine")) == ("yes", None)
+    Path("dvc.lock").write_text(locked(prepare="0", discover="2"))
+    assert as_published("old") == "no, discover.json is the first that differs"
+    Path("dvc.lock").write_text(locked(prepare="0", discover="1", summarize="3"))
+    assert as_published("old") is None, "nothing is published of summarize"
+
+
 def test_it_fits_80_columns_without_breaking_a_word():
     said, when = "decided by policy, no human", datetime(2026, 11, 28)
     verdict = LastVerdict("images-scenes", True, [], None, True, said, when=when)
     nothing = LastVerdict("b", None, [], None, False)
     rows = [
-        Glance(verdict, Rate(0.1234, 0.1, 0.15, 9), True, None, "faded audit images-scenes"),
-        Glance(nothing, NO_RATE, False, None, ""),
-        Glance(replace(nothing, audit="e"), Rate(0.5, nan, nan, 1), False, None, "faded audit e"),
+        Glance(verdict, Rate(0.1234, 0.1, 0.15, 9), -0.261, True, None, "faded audit images-scenes"),
+        Glance(nothing, NO_RATE, None, False, None, ""),
+        Glance(replace(nothing, audit="e"), Rate(0.5, nan, nan, 1), None, False, None, "faded audit e"),
     ]
     console = Console(width=80, record=True)
     show_status(console, Status(None, rows, ["c", "d"], []))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    for whole in ("12.3% (10.0 to 15.0)", "2026-11-28", "never run: c, d", "images-scenes", "policy, no"):
+    for whole in ("12.3% (10.0 to 15.0)  −26.1", "2026-11-28", "never run: c, d", "images-scenes", "policy, no"):
         assert whole in text
     assert "next: faded audit images-scenes e" in text and "50.0%" in text and "nan" not in text
 

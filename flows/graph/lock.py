@@ -210,8 +210,12 @@ def as_published(audit: str) -> str | None:
     if committed is None or not LOCK.is_file():
         return None
     published, here = read_lock(committed), locked_stages()
-    names = [name for kind in read_stages() if (name := f"{kind}@{audit}") in published]
-    if not names or any(_made_from(published[name]) != _made_from(here.get(name, {})) for name in names):
+    names = [name for kind in read_stages() if (name := f"{kind}@{audit}") in {**published, **here}]
+    if (
+        not names
+        or not published.keys() >= set(names)
+        or any(_made_from(published[name]) != _made_from(here.get(name, {})) for name in names)
+    ):
         return None
     for name in names:
         for out in published[name]["outs"]:

@@ -151,6 +151,12 @@ def rate_in(headline: FlatMetrics) -> Rate:
     return NO_RATE if isnan(value) else Rate(value, low, high, 1)
 
 
+def target_change_in(headline: FlatMetrics | None) -> float | None:
+    """The change of the failure rate in the target modes in a repair's headline; None without a repair."""
+    change = None if headline is None else headline.number("targets")
+    return None if change is None else change / 100
+
+
 def lock_at(revision: str) -> dict[str, dict[str, Any]]:
     """The stages in a revision's dvc.lock."""
     return locked_stages() if revision == WORKSPACE else read_lock(file_at(revision, LOCK) or b"")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from flows.graph import RUNS_NOW, Graph, Stage
 from flows.request import how_to_decide, needs_decision
-from flows.results import WORKSPACE, LastVerdict, headline_at, rate_in, read_verdict
+from flows.results import WORKSPACE, LastVerdict, headline_at, rate_in, read_verdict, target_change_in
 from stages.core.intervals import LEVEL, NO_RATE, Rate
 from stages.params import Params
 
@@ -67,6 +67,7 @@ class Glance:
 
     verdict: LastVerdict
     failure_rate: Rate  # of the model under test in use; without observations if there is no landscape
+    target_change: float | None  # of the failure rate in the target modes by the repair; None without a repair
     outdated: bool  # whether stages are stale, not only missing, so that the verdict is from an earlier run
     waits: str | None  # who has to decide, and by when, in words; None if nothing waits for a person
     next: str  # the command to run next; empty if there is nothing to do
@@ -104,8 +105,11 @@ def read_status(
     rows, never = [], []
     for name in audits:
         stages = [stage for stage in graph.of([name]) if stage.audit == name] if graph is not None else []
-        headline = headline_at(WORKSPACE, name, "report") or headline_at("HEAD", name, "report")
-        verdict, rate = read_verdict(params, name), NO_RATE if headline is None else rate_in(headline)
+        headlines = (
+            headline_at(WORKSPACE, name, stage) or headline_at("HEAD", name, stage) for stage in ("report", "conclude")
+        )
+        landscape, repair = headlines
+        verdict, rate = read_verdict(params, name), NO_RATE if landscape is None else rate_in(landscape)
         ran = graph is None or any(stage.size or not stage.stale for stage in stages)
         if not (verdict.found or rate.n or name in unmeasured or ran):
             never.append(name)
@@ -113,7 +117,7 @@ def read_status(
         waits = how_to_decide(name) if needs_decision(params, name) is not None else None
         next_ = f"faded init --name {name}" if name in unmeasured else _next(verdict, stages, waits)
         outdated = verdict.found and any(one.state == "stale" for one in states_of(stages))
-        rows.append(Glance(verdict, rate, outdated, waits, next_))
+        rows.append(Glance(verdict, rate, target_change_in(repair), outdated, waits, next_))
     return Status(running, rows, never, list(unmeasured))
 
 

@@ -129,18 +129,21 @@ def show_status(console: Console, status: Status) -> None:
             table.add_row(_with_reasons(one.stage, one.why), f"[{style}]{one.state}[/]")
         console.print(table)
     elif status.audits:
-        whole = ("failure rate", "date")
-        table = narrow_table("audit", "verdict", *whole, "decided by", whole=whole)
+        whole = ("failure rate", "targets", "date")
+        table = narrow_table("audit", "failure rate", "targets", "verdict", "date", "decided by", whole=whole)
         for row in status.audits:
             v, now = row.verdict, f" [cyan]({RUNS_NOW})[/]" if row.next == RUNS_NOW else ""
             table.add_row(
                 escape(v.audit),
-                _styled_word(v) + (f", {v.light}" if v.light else "") + (now or (" [dim](outdated)[/]" * row.outdated)),
                 short_rate(row.failure_rate),
+                _points(row.target_change),
+                _styled_word(v) + (f", {v.light}" if v.light else "") + (now or (" [dim](outdated)[/]" * row.outdated)),
                 f"{v.when:%Y-%m-%d}" if v.found and v.when else "",
                 escape(v.decider),
             )
         console.print(table)
+        if any(row.target_change is not None for row in status.audits):
+            print_plain(console, "failure rate: before a repair; targets: what it changed, in points", style="dim")
     if status.stages is not None:
         for row in status.audits:
             note = " [dim](from an earlier run: stages are stale)[/]" if row.outdated else ""
@@ -162,24 +165,22 @@ def show_status(console: Console, status: Status) -> None:
 
 def show_history(console: Console, found: Histories) -> None:
     """Print the last results of audits, each with its drift and what changed before each result."""
-    from stages.pages.words import points
-
     if never := [one.audit for one in found.audits if not one.results]:
         print_plain(console, f"no results: {', '.join(never)}")
     for history in found.audits:
         if not history.results:
             continue
         console.print(f"[bold]{escape(history.audit)}[/]: {history.drift}", soft_wrap=True)
-        whole = ("result", "date", "verdict", "failure rate", "targets")
+        whole = ("result", "date", "failure rate", "targets", "verdict")
         table = narrow_table(*whole, "decided by", whole=whole)
         for result in history.results:
             v = result.verdict
             table.add_row(
                 v.revision,
                 f"{v.when:%Y-%m-%d}",
-                _styled_word(v),
                 short_rate(result.failure_rate),
-                points(result.target_change) if result.target_change is not None else "",
+                _points(result.target_change),
+                _styled_word(v),
                 escape(v.decider),
             )
         console.print(table)
@@ -261,6 +262,12 @@ def short_rate(rate: Rate) -> str:
         return ""
     interval = "" if isnan(rate.low + rate.high) else f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
     return f"{100 * rate.value:.1f}%{interval}"
+
+
+def _points(change: float | None) -> str:
+    from stages.pages.words import points
+
+    return "" if change is None else points(change)
 
 
 def _difference(rate: Rate) -> str:

@@ -20,7 +20,17 @@ from markupsafe import Markup, escape
 from flows.evidence.bundle import md5
 from flows.graph import SETTINGS
 from flows.graph.lock import md5_in
-from flows.results import WORKSPACE, LastVerdict, headline_at, lock_at, rate_in, read_verdict, revisions, verdict_at
+from flows.results import (
+    WORKSPACE,
+    LastVerdict,
+    headline_at,
+    lock_at,
+    rate_in,
+    read_verdict,
+    revisions,
+    target_change_in,
+    verdict_at,
+)
 from flows.results.glance import Glance, Status, drift_of
 from stages.code import CODE
 from stages.core.environment import WORK
@@ -108,9 +118,8 @@ def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]
     last = "conclude" if repair else "report"
     verdict = replace(verdict_at(audit, revision, last, lock), revision=revision, when=when)
     rate = rate_in(landscape) if landscape else NO_RATE
-    target = repair.number("targets") if repair else None
     evidence = bundles.get(md5_in(lock, "outs", (stage_dir(audit, last) / "metrics.json").as_posix()) or "")
-    result = RevisionResult(verdict, rate, None if target is None else target / 100, changed=None, evidence=evidence)
+    result = RevisionResult(verdict, rate, target_change_in(repair), changed=None, evidence=evidence)
     return result, {name: entry for name, entry in lock.items() if name.partition("@")[2] == audit}
 
 
