@@ -19,6 +19,7 @@ from stages.core.files import decisions_lock, read_state, stage_dir, write_state
 from stages.params import Params, load_params
 
 if TYPE_CHECKING:
+    from stages.decisions import Standing
     from stages.records import ModeRecord
 
 GATED = "collect_feedback"
@@ -53,23 +54,46 @@ def waits_for_person(params: Params, audit: str) -> bool:
 
 def needs_decision(params: Params, audit: str) -> str | None:
     """The hash of the audit's landscape if it waits for a person's decision, else None, also without a landscape."""
+    now = people_said(params, audit)
+    return None if now is None or now.complete else now.landscape
+
+
+def people_said(params: Params, audit: str) -> "Standing | None":
+    """The decisions on the audit's landscape; None if there is no landscape, or people do not decide on it."""
     if not waits_for_person(params, audit) or not (stage_dir(audit, "summarize") / "landscape.json").exists():
         return None
     from stages.decisions import standing
 
-    now = standing(params, audit)
-    return None if now.complete else now.landscape
+    return standing(params, audit)
 
 
 def how_to_decide(audit: str) -> str:
-    """The message for the person who decides, with the reasons why decisions do not count, if some do not."""
+    """The message for the person who decides: who did so far, and why decisions do not count, if some do not."""
     from stages.decisions import standing
 
-    until = f" until {minutes(expires)}" if (expires := deadline(audit)) else ""
-    problems = ""
+    told = ""
     with contextlib.suppress(UsageError):  # reading decisions for use reports what is wrong
-        problems = "".join(f" ({why})" for why in standing(load_params(), audit).problems)
-    return f"{audit} waits for a decision on its landscape{until}{problems}: `faded review {audit}`"
+        now = standing(load_params(), audit)
+        told = f", {decided_so_far(now)}" if now.decisions else ""
+        told += "".join(f" ({why})" for why in now.problems)
+    return f"{waits_until(audit)}{told}: `faded review {audit}`"
+
+
+def decided_so_far(now: "Standing") -> str:
+    """Who decided what: "rejected by Ada: REASON", or "approved by 1 of 2 reviewers (Ada)"; empty if nobody did."""
+    if (no := now.rejection) is not None:
+        by = "" if no.via == "time-out" else f" by {no.reviewer}"
+        return f"rejected{by}" + (f": {no.reason}" if no.reason else "")
+    names = ", ".join(decision.reviewer for decision in now.decisions)
+    if now.missing and names:
+        return f"approved by {len(now.decisions)} of {now.needed} reviewers ({names})"
+    return f"approved by {names}" if names else ""
+
+
+def waits_until(audit: str) -> str:
+    """That the audit waits for a person, and until when."""
+    until = f" until {minutes(expires)}" if (expires := deadline(audit)) else ""
+    return f"{audit} waits for a decision on its landscape{until}"
 
 
 def open_request(params: Params, audit: str, run: tuple[str, str] | None = None) -> Request:

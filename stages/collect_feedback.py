@@ -47,8 +47,9 @@ def by_person(audit: str, now: Standing, modes: Sequence[ModeRecord]) -> Plan:
     """
     if (no := now.rejection) is not None:
         raise RejectedError(
-            f"{no.reviewer} rejected landscape {no.landscape} of {audit}, so no repair is made"
-            f" (reason: {no.reason or 'none given'}); to decide again: `faded review {audit} --revise`"
+            f"{'nobody approved' if no.via == 'time-out' else f'{no.reviewer} rejected'} landscape {no.landscape} of"
+            f" {audit}, so no repair is made (reason: {no.reason or 'none given'}); to decide again:"
+            f" `faded review {audit} --revise`"
         )
     if not now.complete:
         raise DecisionNeeded("\n".join([_asked(audit, now), *now.problems]))

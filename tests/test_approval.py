@@ -14,16 +14,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows.evidence.write import keep_evidence
-from flows.people.approval import decide, expire, settle, wake
+from flows.evidence.write import keep_evidence, why_unfinished
+from flows.graph import FIRST_STAGES, Graph, Stage
+from flows.people.approval import decide, expire, open_standing, settle, wake
 from flows.people.draft import decision_of
-from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
+from flows.request import GATED, REQUESTS, deadline, how_to_decide, open_request, read_request
+from flows.results.glance import read_status
 from flows.run_stage import StageResult, run_stage
 from flows.views.labels import how_it_ended
 from flows.workspace import exclusive
-from stages.core.errors import Exit, InfrastructureError
+from stages.core.errors import DecisionNeeded, Exit, InfrastructureError, RejectedError
 from stages.core.files import write_state
-from stages.decisions import Decision, landscape_hash, read_chain, record_decision, standing
+from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.params import Params, load_params
 from stages.records import Landscape, RepairVerdict
 from tests import finished
@@ -104,6 +106,30 @@ def test_no_answer_in_time_is_a_rejection_once_and_notifies(params, monkeypatch)
     assert expire(params, "tiny") is None and len(read_chain("tiny")) == 1
     [(event, audit, text)] = told
     assert (event, audit) == ("rejected", "tiny") and "within 48 hours" in text and "--revise" in text
+
+
+def test_who_decided_and_who_did_not_is_told(params, monkeypatch):
+    stages = [Stage(f"{kind}@tiny", kind, "tiny", 0, (), None, ()) for kind in FIRST_STAGES]
+    stages.append(Stage(f"{GATED}@tiny", GATED, "tiny", 0, (), None, ("never ran",)))
+    monkeypatch.setattr("flows.evidence.write.read_graph", lambda: Graph({stage.name: stage for stage in stages}))
+    params = with_feedback(reviewers=2, timeout_hours=48)
+    open_request(params, "tiny")
+    decide(params, "tiny", made("Ada"), "page")
+    assert "approved by 1 of 2 reviewers (Ada)" in how_to_decide("tiny")
+    assert isinstance(why_unfinished(params, "tiny"), DecisionNeeded)
+    let_time_pass(hours=49)
+    assert expire(params, "tiny").reason.startswith("only approved by 1 of 2 reviewers (Ada) within 48 hours")
+    with pytest.raises(AlreadyDecided, match="was rejected: only approved by"):
+        open_standing(params, "tiny", revise=False)
+    [row] = read_status(params, None, ["tiny"]).audits
+    assert row.verdict.word.startswith("rejected: only") and row.next == "faded review tiny --revise"
+    assert row.verdict.light is None
+    no = why_unfinished(params, "tiny")
+    assert isinstance(no, RejectedError) and "faded review tiny --revise" in str(no)
+    again = decide(params, "tiny", made("Bob"), "page", revise=True).next_steps
+    assert not any("replaces" in step for step in again), "a time-out is nobody's decision"
+    third = decide(params, "tiny", made("Eve"), "page", revise=True).next_steps
+    assert "This replaces the decisions of Ada, Bob, kept on record." in third
 
 
 def test_a_limit_that_was_changed_while_it_waits_counts(params):

@@ -93,7 +93,7 @@ def test_what_did_not_pass_is_not_exported_unless_forced(here, tmp_path, monkeyp
     verdict = flows.evidence.write.read_verdict
     missed = Gate(gate="target_failure_rate.max", bound=0.0, value=0.2, low=0.1, high=0.3, passed=False)
     for judged, told in (
-        ({"passed": False, "gates": [missed]}, r"tiny: FAIL.*target_failure_rate\.max \(no\)"),
+        ({"passed": False, "gates": [missed]}, r"tiny: FAIL.*target_failure_rate\.max: no"),
         ({"passed": None, "gates": []}, r"tiny: no gates set, .* set repairs\.tiny\.gates in params\.yaml; .* --force"),
     ):
         monkeypatch.setattr(flows.evidence.write, "read_verdict", lambda *a, j=judged: replace(verdict(*a), **j))

@@ -75,6 +75,7 @@ def test_the_command_tells_who_decided_and_ends_with_the_code_of_a_gate(worse, w
     out = io.StringIO()
     show_gate(Console(file=out, width=160), of_another(workspace, "tiny"))
     assert "first's own verdict: pass; decided by Bob, Ada" in out.getvalue()
+    assert out.getvalue().rstrip().endswith("tiny: at least as good as first")
     by_rule = of_another(workspace, "tiny", lambda run: judged_as(run, decided_by="policy"))
     assert by_rule.now.decided == "decided by policy, no human"
 

@@ -62,12 +62,13 @@ def review(
     params.repair(name)
     by = "" if from_ is not None else _who(params, name, reviewer)
     if link:
-        say(one_time_link(name, by))
+        say(_anew(one_time_link(name, by), revise))
     elif from_ is not None:
         from flows.people.approval import decide
-        from stages.decisions import read_draft
+        from stages.decisions.files import check_fits, read_draft
 
-        _show_outcome(decide(params, name, read_draft(from_), "file", revise=revise))
+        check_fits(name, draft := read_draft(from_), from_)
+        _show_outcome(decide(params, name, draft, "file", revise=revise))
     elif terminal or (open_ is None and not _has_screen() and _interactive()):
         if not terminal:
             say("no browser can be opened here, so you are asked in the terminal; --no-open prints a link instead")
@@ -144,10 +145,15 @@ def _warn(text: str) -> None:
 def _show(name: str, link: str, open_: bool, revise: bool) -> None:
     from flows.people.review.links import write_way_in
 
-    link += "&again=yes" if revise else ""
+    link = _anew(link, revise)
     say(f"open this link, it works once: {link}")
     if open_:
         webbrowser.open(write_way_in(name, link).as_uri())
+
+
+def _anew(link: str, revise: bool) -> str:
+    """The link, to a page that asks again although the landscape is decided, if it is for that."""
+    return f"{link}&again=yes" if revise else link
 
 
 def _show_outcome(outcome: DecisionOutcome) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flows.commands import Audit, Json, Preset, command, console, errors, flag, open_workspace, say, tell, value
 from flows.terminal import print_plain
@@ -208,6 +209,7 @@ def gate(
         write_junit(out, name, result)
     tell("gate", result, show_gate)
     if not result.passed:
-        than = f" at least as good as {result.against}" if result.against else " good enough"
-        errors.print(f"[bold red]{name}: could not confirm it is{than}[/]")
+        missed = [gate.named for gate in result.now.gates if gate.passed is not True] if not result.own else []
+        why = f": {', '.join(missed)}" if missed else ""
+        errors.print(f"[bold red]{name}: could not confirm it is {result.claim}{escape(why)}[/]")
         raise typer.Exit(1)

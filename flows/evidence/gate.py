@@ -89,6 +89,11 @@ class GateResult:
         """Whether every measure is shown to be no worse, and the audit itself passed."""
         return self.own and all(row.passed for row in self.rows)
 
+    @property
+    def claim(self) -> str:
+        """What a pass says of the model."""
+        return f"at least as good as {self.against}" if self.against else "good enough by its own gates"
+
 
 def run_gate(params: Params, audit: str, against: str | None, tolerance: float, *, first: bool = False) -> GateResult:
     """Compare the workspace's result with that of a revision.
@@ -374,6 +379,8 @@ def show_gate(console: Console, result: GateResult) -> None:
         _show_measures(console, result)
     for note in result.notes:
         console.print(f"[yellow]note:[/] {_shown(note)}", soft_wrap=True)
+    if result.passed and result.now.word != NO_GATES:
+        console.print(f"[bold green]{_shown(result.audit)}: {_shown(result.claim)}[/]")
 
 
 def _show_measures(console: Console, result: GateResult) -> None:

@@ -34,10 +34,11 @@ from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, SIGNATURE, check_model
 from flows.graph import read_graph
 from flows.graph.intact import DamagedError, check_intact
 from flows.graph.lock import Hashes, files_below, locked_stages, sha256, signature_of
+from flows.request import GATED, decided_so_far, how_to_decide, people_said
 from flows.results import NO_GATES, LastVerdict, gate_word, last_stage, read_verdict
 from stages.code import CODE, RECORD, is_own_workspace
 from stages.core.environment import WORK
-from stages.core.errors import Exit, FadedError, InfrastructureError, UsageError
+from stages.core.errors import DecisionNeeded, Exit, FadedError, InfrastructureError, RejectedError, UsageError
 from stages.core.files import read_state, replace_file, stage_dir, write_state
 from stages.core.git import git
 from stages.decisions import decisions_dir, landscape_hash
@@ -54,13 +55,20 @@ def bundles_dir(audit: str) -> Path:
     return DATA / audit / "evidence"
 
 
-def why_unfinished(params: Params, audit: str) -> str | None:
-    """Why the audit has no current verdict, according to DVC; None if it has one."""
-    stale = [stage.name for stage in read_graph().to_do([audit])]
+def why_unfinished(params: Params, audit: str) -> FadedError | None:
+    """Why the audit has no current verdict, according to DVC: stale stages, or a person; None if it has one."""
+    stale = read_graph().to_do([audit])
     if not stale and (stage_dir(audit, last_stage(params, audit)) / "verdict.json").exists():
         return None
-    what = f"{', '.join(stale)} {'is' if len(stale) == 1 else 'are'} stale or never ran" if stale else "no verdict"
-    return f"audit {audit!r} is not finished ({what}): run `faded audit {audit}` first"
+    if stale and stale[0].kind == GATED and (now := people_said(params, audit)) is not None:
+        if now.rejection is not None:
+            again = f"no repair was made; to decide again: `faded review {audit} --revise`"
+            return RejectedError(f"the landscape of {audit} was {decided_so_far(now)}, so {again}")
+        if not now.complete:
+            return DecisionNeeded(how_to_decide(audit))
+    names = ", ".join(stage.name for stage in stale)
+    what = f"{names} {'is' if len(stale) == 1 else 'are'} stale or never ran" if stale else "no verdict"
+    return UsageError(f"audit {audit!r} is not finished ({what}): run `faded audit {audit}` first")
 
 
 def write_bundle(params: Params, audit: str) -> Path | None:
@@ -266,13 +274,14 @@ def keep_evidence(params: Params, audit: str) -> tuple[Path | None, str | None]:
 def evidence_of(params: Params, audit: str) -> Path:
     """The bundle of a finished audit, written if it is missing.
 
-    Raises a UsageError if the audit is not finished, and a DamagedError if outputs differ from what its stages wrote.
+    Raises what `why_unfinished` says if the audit is not finished, and a DamagedError if outputs differ from what its
+    stages wrote.
     """
     params.audit(audit)
     read_graph()  # records custom tasks' code, which no file that DVC watches covers
     check_intact(audit)
     if (path := write_bundle(params, audit)) is None:
-        raise UsageError(why_unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")
+        raise why_unfinished(params, audit) or UsageError(f"audit {audit!r} changed meanwhile: try again")
     return path
 
 
@@ -357,6 +366,5 @@ def _refusal(verdict: LastVerdict) -> str:
             f"{verdict.audit}: {NO_GATES}, so nothing says that its model is good enough:"
             f" set repairs.{verdict.audit}.gates in params.yaml"
         )
-    gates = [f"{gate.named} ({gate_word(gate.passed)})" for gate in verdict.gates if gate.passed is not True]
-    what = f"{verdict.audit}: {verdict.word}, so its model must not be deployed, as its card also says"
-    return f"{what}; passed? {', '.join(gates)}"
+    gates = [f"{gate.named}: {gate_word(gate.passed)}" for gate in verdict.gates if gate.passed is not True]
+    return f"{verdict.audit}: {verdict.word} ({', '.join(gates)}), so its model must not be deployed, as its card says"

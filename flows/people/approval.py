@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.request import close_request, minutes, needs_decision, open_request, present, read_request, waits_for_person
+from flows.request import (
+    close_request,
+    decided_so_far,
+    minutes,
+    needs_decision,
+    open_request,
+    present,
+    read_request,
+    waits_for_person,
+)
 from stages.core.errors import UsageError
 from stages.core.git import git
 from stages.params import Params
@@ -40,11 +49,12 @@ def expire(params: Params, audit: str) -> RecordedDecision | None:
     request = open_request(params, audit)  # with the limit that params.yaml sets now
     if request.expires is None or request.expires > datetime.now(UTC):
         return None
-    from stages.decisions import AlreadyDecided, Decision, record_decision
+    from stages.decisions import AlreadyDecided, Decision, record_decision, standing
     from stages.decisions.names import NOBODY
 
-    waited = (request.expires - request.asked).total_seconds() / 3600
-    reason = f"nobody decided within {waited:g} hours, asked at {minutes(request.asked)}"
+    waited, so_far = (request.expires - request.asked).total_seconds() / 3600, decided_so_far(standing(params, audit))
+    who = f"only {so_far}" if so_far else "nobody decided"
+    reason = f"{who} within {waited:g} hours, asked at {minutes(request.asked)}"
     no = Decision(landscape=landscape, reviewer=NOBODY, reason=reason, approve=False, modes=[])
     try:
         kept = record_decision(params, audit, no, "time-out")
@@ -114,14 +124,19 @@ def decide(
         seen: SHA-256 of the decisions that the person was shown, if any; see `record_decision`.
     """
     from stages.decisions import identity_of, listed_keys, record_decision, standing
+    from stages.decisions.names import same_person
 
     expire(params, audit)
     name, key = signer(params, audit, decision.reviewer)
     decision = decision.model_copy(update={"reviewer": name})
+    before = standing(params, audit).kept if revise else ()
     kept = record_decision(params, audit, decision, via, revise=revise, seen=seen, key=key)
+    replaced = [one.decision for one in before if one.sha256 in kept.decision.revises]
     resumed = wake(params, audit)
     by = identity_of(kept.decision, listed_keys(params, audit), audit)
-    steps = [sentence(by.statement), f"Commit {kept.path}: it belongs in git.", *map(sentence, resumed)]
+    steps = [f"Decided by {by.statement}.", f"Commit {kept.path}: it belongs in git.", *map(sentence, resumed)]
+    if others := [one.reviewer for one in replaced if one.via != "time-out" and not same_person(one.reviewer, name)]:
+        steps.insert(1, f"This replaces the decision{'s' * (len(others) > 1)} of {', '.join(others)}, kept on record.")
     if params.repair(audit).feedback.policy != "wait":
         steps.append(
             f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait, or this is ignored."
@@ -186,8 +201,8 @@ def open_standing(params: Params, audit: str, revise: bool) -> Standing:
     now = standing(params, audit)
     if now.complete and not revise:
         raise AlreadyDecided(
-            f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {now.landscape} of {audit} already;"
-            f" to decide again on purpose: `faded review {audit} --revise`",
+            f"landscape {now.landscape} of {audit} was {decided_so_far(now)}; to decide again on purpose:"
+            f" `faded review {audit} --revise`",
             now.rejection or now.decisions[-1],
         )
     return now

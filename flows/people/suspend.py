@@ -27,7 +27,7 @@ from flows.people.artifacts import artifact, modes_of
 from flows.people.draft import Fields, decision_of
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
-from flows.request import close_request, how_to_decide, open_request, read_modes
+from flows.request import close_request, how_to_decide, open_request, read_modes, waits_until
 from flows.views.labels import DECIDED, code, decided_markdown, prose, publish
 from stages.core.errors import UsageError
 from stages.decisions import Standing, listed_keys, record_decision, standing
@@ -127,7 +127,7 @@ def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: s
 
 def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> str:
     """The text above the form's fields, as markdown; arguments as in `make_form`."""
-    lines = [f"**{how_to_decide(audit)}**, on {socket.gethostname()} in `{Path.cwd()}`"]
+    lines = [f"**{waits_until(audit)}: `faded review {audit}`**, on {socket.gethostname()} in `{Path.cwd()}`"]
     if (url := review_url(audit)) is not None:
         lines.append(f"The failure modes with examples: [review page]({url})")
     shown = [f"- {mode.id}: {code(mode.text)}, {_fails(mode)}" for mode in modes]

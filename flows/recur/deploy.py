@@ -247,7 +247,8 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Sche
     try:
         if needs_decision(params, entry.audit) is not None:
             until = deadline(entry.audit)
-            waits.append("your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else ""))
+            by = f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else ""
+            waits.append(f"your decision{by} (`faded review {entry.audit}`)")
     except FadedError as error:  # a decision file is broken; still show the others
         waits.append(str(error))
     late = _first_run(client, entry, "EXPECTED_START_TIME_ASC", name=["Late"])

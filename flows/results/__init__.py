@@ -56,11 +56,14 @@ class LastVerdict:
     concerns: tuple[str, ...] = ()  # what speaks against it although no gate failed, in sentences
     revision: str | None = None  # the commit with the audit's last numbers, or `WORKSPACE`; None if there are none
     when: datetime | None = None  # when they were committed, or made if they are not; None if there are none
+    rejected: str | None = None  # by whom the landscape was, in words, so that no repair was made
     whole: bool = True  # whether more than its headline is known, which says nothing of gates and who decided
 
     @property
     def word(self) -> str:
-        """The verdict in a word or two."""
+        """The verdict in a word or two, or who rejected the landscape."""
+        if self.rejected:
+            return self.rejected
         if not self.found:
             return "no verdict yet"
         unknown = "not judged" if self.gates else NO_GATES if self.whole else "no verdict"

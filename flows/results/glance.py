@@ -7,14 +7,14 @@ with all before: a drift that stays is seen even if no single result shows it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, sqrt
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import NamedTuple
 
-from flows.graph import RUNS_NOW, Graph, Stage
-from flows.request import how_to_decide, needs_decision
+from flows.graph import FIRST_STAGES, RUNS_NOW, Graph, Stage
+from flows.request import decided_so_far, how_to_decide, people_said
 from flows.results import WORKSPACE, LastVerdict, headline_at, rate_in, read_verdict, target_change_in
 from stages.core.intervals import LEVEL, NO_RATE, Rate
 from stages.params import Params
@@ -114,10 +114,18 @@ def read_status(
         if not (verdict.found or rate.n or name in unmeasured or ran):
             never.append(name)
             continue
-        waits = how_to_decide(name) if needs_decision(params, name) is not None else None
+        now = people_said(params, name)
+        waits = how_to_decide(name) if now is not None and not now.complete else None
+        outdated, change = (
+            verdict.found and any(one.state == "stale" for one in states_of(stages)),
+            target_change_in(repair),
+        )
+        measured = not any(stage.stale and stage.kind in FIRST_STAGES for stage in stages)
+        if now is not None and now.rejection is not None and measured:  # what it came to before counts no more
+            verdict = replace(verdict, rejected=decided_so_far(now), light=None, decided=None)
+            outdated, change = False, None
         next_ = f"faded init --name {name}" if name in unmeasured else _next(verdict, stages, waits)
-        outdated = verdict.found and any(one.state == "stale" for one in states_of(stages))
-        rows.append(Glance(verdict, rate, target_change_in(repair), outdated, waits, next_))
+        rows.append(Glance(verdict, rate, change, outdated, waits, next_))
     return Status(running, rows, never, list(unmeasured))
 
 
@@ -143,6 +151,8 @@ def _next(verdict: LastVerdict, stages: Sequence[Stage], waits: str | None) -> s
         return RUNS_NOW
     if waits is not None:
         return f"faded review {name}"
+    if verdict.rejected:
+        return f"faded review {name} --revise"
     if any(stage.stale for stage in stages):
         return f"faded audit {name}"
     return f"faded report {name}" if verdict.refuses else ""

@@ -21,7 +21,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,11 +230,11 @@ class Keys:
                 session.used = time.monotonic()
             return session
 
-    def undecided(self) -> int:
-        """Number of browsers that were shown an audit without recording a decision on it."""
+    def undecided(self, audits: Collection[str]) -> int:
+        """Number of browsers that were shown one of these audits without recording a decision on it."""
         with self._lock:
             self._live(None)
-            return sum(bool(s.seen - s.done) for s in self._sessions.values())
+            return sum(bool((s.seen - s.done).intersection(audits)) for s in self._sessions.values())
 
     def _live(self, cookie: str | None) -> Session | None:
         """The session of a cookie, if it has one; sessions that were idle for long are forgotten."""

@@ -77,8 +77,9 @@ def _verdict_line(verdict: LastVerdict) -> str:
 
 
 def _styled_word(verdict: LastVerdict, before: str = "") -> str:
-    style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
-    return f"[{style}]{escape(before)}{verdict.word}[/]"
+    judged = _PASSED_STYLE[False if verdict.rejected else verdict.passed]
+    style = "bold" if verdict.passed is None and not (verdict.gates or verdict.rejected) else f"bold {judged}"
+    return f"[{style}]{escape(before + verdict.word)}[/]"
 
 
 def show_plan(console: Console, plan: Estimate) -> None:
@@ -155,8 +156,8 @@ def show_status(console: Console, status: Status) -> None:
     told = [row.next for row in status.audits if row.waits is None and row.verdict.audit not in status.unmeasured]
     stale = [command.removeprefix("faded audit ") for command in told if command.startswith("faded audit ")]
     again = [f"faded audit {' '.join(stale)}"] if stale else []
-    reports = [command for command in told if command.startswith("faded report ")]
-    print_plain(console, *(f"next: {command}" for command in again + reports))
+    others = [command for command in told if command.startswith(("faded review ", "faded report "))]
+    print_plain(console, *(f"next: {command}" for command in again + others))
     if status.never_run:
         print_plain(console, f"never run: {', '.join(status.never_run)}; `faded audit NAME` runs one")
     if status.page is not None:

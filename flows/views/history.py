@@ -210,7 +210,7 @@ def since(history: History) -> str:
         return dated
     then = history.results[1]
     verdict = then.verdict
-    decided = f", decided by {verdict.decider}" if verdict.decider else ""
+    decided = f" ({verdict.decided})" if verdict.decided else ""
     targets = [result.target_change for result in (then, now)]
     moved = [] if None in targets else [" → ".join(map(points, targets))]
     sentences = [

@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.graph.lock import sha256
 from flows.recur import runs
-from flows.request import waits_for_person
+from flows.request import decided_so_far, people_said
 from flows.run_stage import StageResult, finished
 from flows.terminal import harmless
 from stages.core.errors import Exit, FadedError, RejectedError
@@ -153,13 +153,10 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
         text = "; ".join(" ".join(result.message.split()) for result in failed)
         if any(result.exit_code != Exit.GATE_FAILED for result in failed):
             return Ending(audit, "broken", text)
-        from stages.decisions import standing
-
-        no = standing(params, audit).rejection if waits_for_person(params, audit) else None
-        if no is None:  # decided anew since: in the words of the stage
+        now = people_said(params, audit)
+        if now is None or now.rejection is None:  # decided anew since: in the words of the stage
             return Ending(audit, "rejected", text)
-        why = f": {no.reason}" if no.reason else ""
-        return Ending(audit, "rejected", f"{audit}: rejected by {no.reviewer}{why}", rejection_result(no))
+        return Ending(audit, "rejected", f"{audit}: {decided_so_far(now)}", rejection_result(now.rejection))
     if waiting := [result for result in own if result.outcome == "waiting"]:
         return Ending(audit, "waiting", waiting[0].message)
     if not finished(audit, results):  # a shared stage that it depends on broke

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from flows.request import needs_decision
 from flows.server.security import EVERY, Keys, ServerRecord, Session
 from stages.core.environment import WORK
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import replace_file, stage_dir
+from stages.params import load_params
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -80,8 +82,10 @@ class Served:
         return self.outcomes.get()
 
     def undecided(self) -> int:
-        """Number of browsers that saw an audit without deciding on it; if 0, of decisions not yet processed here."""
-        return self.keys.undecided() or self.outcomes.qsize()
+        """Number of browsers that did not decide on an audit that waits; if 0, of decisions not yet processed here."""
+        params = load_params()
+        waiting = {audit for audit in self.audits if audit in params.repairs and needs_decision(params, audit)}
+        return self.keys.undecided(waiting) or self.outcomes.qsize()
 
 
 def write_way_in(audit: str, link: str) -> Path:

@@ -132,6 +132,7 @@ def review_view(
         "needs_link": own_link(audit, keys) if keys and not bound else "",
         "not_verified": NOT_VERIFIED,
         "kept": fields is not None,
+        "preselected": fields is not None or earlier is not None,
         "problems": list(problems),
         "revise": revise,
         "asked": revise or not now.complete,
