@@ -1,7 +1,7 @@
 """Wall and CPU time of the default audits mnist and imagenet, from nothing: `python -m benchmarks.audit_time`.
 
 Works in a fresh clone of the committed state, in a temporary folder, with this interpreter. Prints JSON, and writes
-benchmarks/timings.json, from which `faded plan` estimates the first run of the default audits.
+flows/results/data/timings.json, from which `faded plan` estimates first runs.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def main() -> None:
         took = {name: cost([sys.executable, "-m", "flows.cli", "audit", name], clone)._asdict() for name in audits}
         with contextlib.chdir(clone):
             taken = read_state(TIMINGS, dict[str, Took]) or {}
-    (ROOT / REFERENCE).write_text(json.dumps({stage: one.model_dump() for stage, one in taken.items()}, indent=1))
+    REFERENCE.write_text(json.dumps({stage: one.model_dump() for stage, one in taken.items()}, indent=1))
     print(json.dumps(took, indent=1, default=lambda x: round(x, 2)))
 
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.commands import _Console
 from flows.graph import Graph, Stage
-from flows.results import TIMINGS
+from flows.results import TIMINGS, Took
 from flows.results.compare import differences, paired_difference, read_run
 from flows.results.estimate import Estimate, estimate_cost, supports_no_claim, warnings_of
 from flows.terminal import print_plain
@@ -229,6 +229,8 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     for module in ("estimate", "abilities"):
         monkeypatch.setattr(f"flows.results.{module}.task_class", lambda *_: PlantedTask)
     searching = ("discover", "re_evaluate")
+    reference = {}
+    monkeypatch.setattr("flows.results.estimate.read_reference", lambda: reference)
     assert estimated(*searching).time == "time unknown"
     record_probe_seconds("tiny", 0.3)
     found = {e.stage.kind: (e.probes, e.seconds, e.source) for e in estimated(*searching, "summarize", "report").stages}
@@ -242,18 +244,21 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     # Three trainings of two doses, the whole one half-way too: half as many pairs of two parts, and the model before.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 2 * 50 * (1 + 3 * 3)]
-    said = "at least 7 min 18 s (the answers of the model alone, as timed by prepare)"
+    by_probes = "the model's answers as timed by prepare, the rest as measured on 2 cores"
     told = estimated(*searching, "restructure").time
-    assert told.startswith(f"{said}; unknown for 1 more stage(s), including the repair's training")
+    more = "unknown for 1 more stage(s), including the repair's training"
+    assert told.startswith(f"about 7 min 18 s ({by_probes}); {more}")
+    reference |= {f"{kind}@mnist": Took(seconds=9) for kind in (*searching, "restructure", "report")}
+    assert estimated(*searching, "restructure", "report").time.startswith(f"about 7 min 45 s ({by_probes}); {more}")
+    reference.clear()
 
     # With prepare stale, it was another model. The stage's own last run here counts more, the benchmarks least.
     assert estimated("prepare", *searching).time == "time unknown until prepare has run"
-    for folder, seconds in ((".faded", 50), ("benchmarks", 70)):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        took = json.dumps({"discover@tiny": {"seconds": seconds}}).encode()
-        (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, took) if folder == ".faded" else took)
-    said = "at least 6 min 2 s (from the last run here, the answers of the model alone, as timed by prepare)"
-    assert estimated(*searching).time == said
+    reference["discover@tiny"] = Took(seconds=70)
+    (tmp_path / ".faded").mkdir(exist_ok=True)
+    took = json.dumps({"discover@tiny": {"seconds": 50}}).encode()
+    (tmp_path / ".faded/timings.json").write_bytes(seal(TIMINGS, took))
+    assert estimated(*searching).time == f"about 6 min 2 s (from the last run here, {by_probes})"
     (tmp_path / ".faded/timings.json").unlink()
     said = "about 1 min 10 s (as measured on 2 cores); unknown for 2 more stage(s)"
     assert estimated("prepare", *searching).time == said

@@ -30,7 +30,7 @@ WORKSPACE = "workspace"  # in place of a revision
 HEADLINE = "headline.json"  # the only output that is in git
 _HEADLINES = ("report", "conclude")  # stages with one
 TIMINGS = WORK / "timings.json"
-REFERENCE = Path("benchmarks/timings.json")  # for the default audits, written by benchmarks/audit_time.py
+REFERENCE = Path(__file__).parent / "data/timings.json"  # of the default audits, by benchmarks/audit_time.py
 
 
 class Took(BaseModel):
@@ -190,7 +190,7 @@ def read_took() -> dict[str, Took]:
 
 
 def read_reference() -> dict[str, Took]:
-    """The same on the machine of the benchmarks: a file of the repository, which is not sealed."""
+    """The same of the default audits on the machine of the benchmarks: a file of the package, which is not sealed."""
     try:
         return TypeAdapter(dict[str, Took]).validate_json(REFERENCE.read_bytes())
     except (OSError, ValidationError):
