@@ -123,7 +123,7 @@ def test_who_decided_and_who_did_not_is_told(params, monkeypatch):
         open_standing(params, "tiny", revise=False)
     [row] = read_status(params, None, ["tiny"]).audits
     assert row.verdict.word.startswith("rejected: only") and row.next == "faded review tiny --revise"
-    assert row.verdict.light is None
+    assert row.verdict.light is None and row.verdict.refuses
     no = why_unfinished(params, "tiny")
     assert isinstance(no, RejectedError) and "faded review tiny --revise" in str(no)
     again = decide(params, "tiny", made("Bob"), "page", revise=True).next_steps

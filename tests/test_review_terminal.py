@@ -56,7 +56,7 @@ def test_a_second_reviewer_is_told_of_the_first_and_both_count(place, monkeypatc
     told = review(monkeypatch, *MODE, "Grace", "", "y", "y")
     assert "Ada approved it on" in told and "1 more to decide" in told
     assert [d.reviewer for d in kept()] == ["Ada", "Grace"]
-    with pytest.raises(AlreadyDecided, match=r"Ada, Grace decided .*`faded review x --revise`"):
+    with pytest.raises(AlreadyDecided, match=r"approved by Ada, Grace; .*`faded review x --revise`"):
         review(monkeypatch)
 
 

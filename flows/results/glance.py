@@ -7,7 +7,7 @@ with all before: a drift that stays is seen even if no single result shows it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isnan, sqrt
 from pathlib import Path
 from statistics import NormalDist, fmean
@@ -116,13 +116,12 @@ def read_status(
             continue
         now = people_said(params, name)
         waits = how_to_decide(name) if now is not None and not now.complete else None
-        outdated, change = (
-            verdict.found and any(one.state == "stale" for one in states_of(stages)),
-            target_change_in(repair),
-        )
+        outdated = verdict.found and any(one.state == "stale" for one in states_of(stages))
+        change = target_change_in(repair)
         measured = not any(stage.stale and stage.kind in FIRST_STAGES for stage in stages)
         if now is not None and now.rejection is not None and measured:  # what it came to before counts no more
-            verdict = replace(verdict, rejected=decided_so_far(now), light=None, decided=None)
+            no, v = decided_so_far(now), verdict
+            verdict = LastVerdict(name, False, [], v.report, v.found, revision=v.revision, when=v.when, rejected=no)
             outdated, change = False, None
         next_ = f"faded init --name {name}" if name in unmeasured else _next(verdict, stages, waits)
         rows.append(Glance(verdict, rate, change, outdated, waits, next_))

@@ -77,8 +77,7 @@ def _verdict_line(verdict: LastVerdict) -> str:
 
 
 def _styled_word(verdict: LastVerdict, before: str = "") -> str:
-    judged = _PASSED_STYLE[False if verdict.rejected else verdict.passed]
-    style = "bold" if verdict.passed is None and not (verdict.gates or verdict.rejected) else f"bold {judged}"
+    style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
     return f"[{style}]{escape(before + verdict.word)}[/]"
 
 
