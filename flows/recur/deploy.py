@@ -241,6 +241,7 @@ def troubles(pool: str, since: datetime) -> list[str]:
 
 def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> ScheduleRow:
     from flows.results import read_verdict
+    from flows.views.labels import SKIPPED
 
     verdict = read_verdict(params, entry.audit)
     waits = []
@@ -255,14 +256,14 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Sche
     if late is not None and late.expected_start_time is not None:
         waits.append(f"a worker or its turn, since {late.expected_start_time.astimezone():%Y-%m-%d %H:%M}")
     last = f"{verdict.when:%Y-%m-%d %H:%M}" if verdict.when is not None else "never"
-    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED)
+    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED, without=SKIPPED)
     # A run has no start time if its process died before it reported that it was running.
     if run is not None and run.state is not None and (began := run.start_time or run.expected_start_time) is not None:
         last = f"{began.astimezone():%Y-%m-%d %H:%M} {str(run.state.name).lower()}"
     return ScheduleRow(entry, entry.next_start(), last, verdict.word, "; ".join(waits))
 
 
-def _first_run(client: SyncPrefectClient | None, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:
+def _first_run(client: SyncPrefectClient | None, entry: Entry, sort: str, **states: Any) -> FlowRun | None:
     if client is None:
         return None
     deployment = DeploymentFilter.model_validate({"name": {"any_": [entry.name]}})

@@ -34,9 +34,10 @@ def of_pool(pool: str) -> dict[str, Any]:
     return {"work_pool_filter": WorkPoolFilter.model_validate({"name": {"any_": [pool]}})}
 
 
-def in_state(**states: Sequence[str]) -> dict[str, Any]:
-    """The filter of flow runs in some of these states, by `name` or `type`."""
+def in_state(*, without: str | None = None, **states: Sequence[str]) -> dict[str, Any]:
+    """The filter of flow runs in some of these states, by `name` or `type`, and not in one of the name `without`."""
     state = {key: {"any_": list(values)} for key, values in states.items()}
+    state |= {} if without is None else {"name": {"not_any_": [without]}}
     return {"flow_run_filter": FlowRunFilter.model_validate({"state": state})}
 
 
