@@ -257,7 +257,7 @@ def test_it_waits_for_a_person_and_goes_on_after_the_review(finished, audit_here
     assert code == 0, told
     assert toys.executed() == ALL[4:]
     code, told = faded(toys, "review", "--terminal", stdin=answers)
-    assert code == 2 and "Ada Tester decided on landscape" in told and "--revise" in told
+    assert code == 2 and "was approved by Ada Tester; to decide again" in told and "--revise" in told
     assert decision.read_text() == text
 
 
