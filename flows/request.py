@@ -54,11 +54,11 @@ def waits_for_person(params: Params, audit: str) -> bool:
 
 def needs_decision(params: Params, audit: str) -> str | None:
     """The hash of the audit's landscape if it waits for a person's decision, else None, also without a landscape."""
-    now = people_said(params, audit)
+    now = current_standing(params, audit)
     return None if now is None or now.complete else now.landscape
 
 
-def people_said(params: Params, audit: str) -> "Standing | None":
+def current_standing(params: Params, audit: str) -> "Standing | None":
     """The decisions on the audit's landscape; None if there is no landscape, or people do not decide on it."""
     if not waits_for_person(params, audit) or not (stage_dir(audit, "summarize") / "landscape.json").exists():
         return None

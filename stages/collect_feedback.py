@@ -47,8 +47,8 @@ def by_person(audit: str, now: Standing, modes: Sequence[ModeRecord]) -> Plan:
     """
     if (no := now.rejection) is not None:
         raise RejectedError(
-            f"{'the time was up for' if no.via == 'time-out' else f'{no.reviewer} rejected'} landscape {no.landscape} of"
-            f" {audit}, so no repair is made (reason: {no.reason or 'none given'}); to decide again:"
+            f"{'the time was up for' if no.via == 'time-out' else f'{no.reviewer} rejected'} landscape"
+            f" {no.landscape} of {audit}, so no repair is made (reason: {no.reason or 'none given'}); to decide again:"
             f" `faded review {audit} --revise`"
         )
     if not now.complete:

@@ -34,7 +34,7 @@ from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, SIGNATURE, check_model
 from flows.graph import read_graph
 from flows.graph.intact import DamagedError, check_intact
 from flows.graph.lock import Hashes, files_below, locked_stages, sha256, signature_of
-from flows.request import GATED, decided_so_far, how_to_decide, people_said
+from flows.request import GATED, current_standing, decided_so_far, how_to_decide
 from flows.results import NO_GATES, LastVerdict, gate_word, last_stage, read_verdict
 from stages.code import CODE, RECORD, is_own_workspace
 from stages.core.environment import WORK
@@ -60,7 +60,7 @@ def why_unfinished(params: Params, audit: str) -> FadedError | None:
     stale = read_graph().to_do([audit])
     if not stale and (stage_dir(audit, last_stage(params, audit)) / "verdict.json").exists():
         return None
-    if stale and stale[0].kind == GATED and (now := people_said(params, audit)) is not None:
+    if stale and stale[0].kind == GATED and (now := current_standing(params, audit)) is not None:
         if now.rejection is not None:
             again = f"no repair was made; to decide again: `faded review {audit} --revise`"
             return RejectedError(f"the landscape of {audit} was {decided_so_far(now)}, so {again}")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.request import (
     close_request,
+    current_standing,
     decided_so_far,
     minutes,
     needs_decision,
     open_request,
-    present,
     read_request,
     waits_for_person,
 )
@@ -164,9 +164,8 @@ def wake(params: Params, audit: str) -> list[str]:
         if request is None:
             return []
         if waits_for_person(params, audit):
-            from stages.decisions import standing
-
-            if present(audit) is None or not (now := standing(params, audit)).complete:
+            now = current_standing(params, audit)
+            if now is None or not now.complete:
                 return []
         resumed: list[str] = []
         left: dict[str, str] = {}

@@ -14,7 +14,7 @@ from statistics import NormalDist, fmean
 from typing import NamedTuple
 
 from flows.graph import FIRST_STAGES, RUNS_NOW, Graph, Stage
-from flows.request import decided_so_far, how_to_decide, people_said
+from flows.request import current_standing, decided_so_far, how_to_decide
 from flows.results import WORKSPACE, LastVerdict, headline_at, rate_in, read_verdict, target_change_in
 from stages.core.intervals import LEVEL, NO_RATE, Rate
 from stages.params import Params
@@ -114,7 +114,7 @@ def read_status(
         if not (verdict.found or rate.n or name in unmeasured or ran):
             never.append(name)
             continue
-        now = people_said(params, name)
+        now = current_standing(params, name)
         waits = how_to_decide(name) if now is not None and not now.complete else None
         outdated = verdict.found and any(one.state == "stale" for one in states_of(stages))
         change = target_change_in(repair)

@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.graph.lock import sha256
 from flows.recur import runs
-from flows.request import decided_so_far, people_said
+from flows.request import current_standing, decided_so_far
 from flows.run_stage import StageResult, finished
 from flows.terminal import harmless
 from stages.core.errors import Exit, FadedError, RejectedError
@@ -153,7 +153,7 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
         text = "; ".join(" ".join(result.message.split()) for result in failed)
         if any(result.exit_code != Exit.GATE_FAILED for result in failed):
             return Ending(audit, "broken", text)
-        now = people_said(params, audit)
+        now = current_standing(params, audit)
         if now is None or now.rejection is None:  # decided anew since: in the words of the stage
             return Ending(audit, "rejected", text)
         return Ending(audit, "rejected", f"{audit}: {decided_so_far(now)}", rejection_result(now.rejection))
