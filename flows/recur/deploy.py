@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.recur.notify import block_id
-from flows.recur.runs import cancel_unscheduled, in_state, of_pool, run_label
+from flows.recur.runs import SKIPPED, cancel_unscheduled, in_state, of_pool, run_label
 from flows.recur.schedule import FILE, Entry, read_entries, work_pool
 from flows.request import deadline, needs_decision
 from flows.server import talking_to
@@ -241,7 +241,6 @@ def troubles(pool: str, since: datetime) -> list[str]:
 
 def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> ScheduleRow:
     from flows.results import read_verdict
-    from flows.views.labels import SKIPPED
 
     verdict = read_verdict(params, entry.audit)
     waits = []

@@ -20,6 +20,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
+SKIPPED = "Skipped"  # name of the state of a run that left its audits to another
 SILENCE = timedelta(seconds=120)  # four heartbeats
 STOPPED = "`faded serve` was stopped; it resumes where it was"
 _DIED = "its process died; it resumes where it was"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 FROM_TERMINAL, SCHEDULED, BY_HAND = "from terminal", "scheduled", "started by hand"
-GATE_FAILED, REJECTED, SKIPPED = "Gate failed", "Rejected", "Skipped"  # names of states; automations match two
+GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states that automations match
 _CACHED = "Cached"  # Prefect's name for results from its own cache
 _UP_TO_DATE = "up to date: nothing it depends on has changed"
 
@@ -106,7 +106,7 @@ def last_state(endings: Sequence[Ending], skipped: Sequence[str] = ()) -> State[
             return Failed(name=name, message=f"broken: {worst}" if kind == "broken" else worst)
     if kinds <= {"waiting"} and endings:
         return Completed(name="Waiting", message=told)
-    return Completed(name=None if endings else SKIPPED, message=told)
+    return Completed(name=None if endings else runs.SKIPPED, message=told)
 
 
 # Done: its verdict may count as a pass, other than with a failed gate. A person is waited for, or rejected it. Broken:
